@@ -111,8 +111,8 @@ def rmse(params: Params, X: ArrayLike, y: ArrayLike) -> jax.Array:
     Array(3.535534, dtype=float32)
     """
     residuals, _ = _residuals(params, X, y)
-    # float32 loses the squares of residuals outside 1e-19..1e19, so square them over the
-    # largest. The result does not depend on that scale: no gradient flows through it.
+    # float32 loses the squares of residuals outside 1e-19..1e19: square their ratio to
+    # the largest. The result does not depend on that scale, nor does the gradient.
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(residuals)))
     scale = jnp.where(scale > 0, scale, 1)
     mean_square = jnp.mean((residuals / scale) ** 2)
@@ -180,11 +180,12 @@ def sample_batch(
     key, (X, y) = _check_key(key), _as_data(X, y)
     n = X.shape[0]
     m = _check_integer("batch_size", batch_size, 1, n, ", the rows of X")
-    # The children of a key are independent random bits. split fills a child, two words
-    # by default, with one hash; jax.random.bits would spend a hash on every word.
-    words_per_child = jax.eval_shape(jax.random.key_data, key).size
-    children = jax.random.split(key, -(-m // words_per_child))
-    bits = jax.random.key_data(children).reshape(-1)[:m]
+    # The children of a key are independent random bits: split fills two words of them
+    # with one hash, jax.random.bits would spend a hash on each. Of the four words of an
+    # rbg key the last two repeat the first.
+    words = min(2, jax.eval_shape(jax.random.key_data, key).size)
+    children = jax.random.key_data(jax.random.split(key, -(-m // words)))
+    bits = children[:, :words].reshape(-1)[:m]
     # Without the barrier XLA draws a row's bits again for each element it gathers.
     rows = jax.lax.optimization_barrier(_multiply_shift(bits, n))  # type: ignore[no-untyped-call]
     return X[rows], y[rows]
@@ -295,6 +296,9 @@ def _scan_steps(
     num_steps, batch_size, loss, update = static
     X, y = _as_data(X, y)
     init_key, batch_key = jax.random.split(key)
+    # The loop takes the key as data: jax_debug_key_reuse with jax_enable_checks refuses
+    # a key from outside a loop, even for fold_in alone.
+    batch_key_data, impl = jax.random.key_data(batch_key), jax.random.key_impl(key)
     if params is None:
         t = y.shape[1:]
         params = init_params(init_key, X.shape[1], target_shape=t, dtype=X.dtype)
@@ -303,9 +307,9 @@ def _scan_steps(
 
     def body(params: Any, now: Any) -> Any:
         index, rate = now
-        batch_i_key = jax.random.fold_in(batch_key, index)
-        batch = sample_batch(batch_i_key, X, y, batch_size)
-        return update(params, *batch, rate, loss)
+        batch_key = jax.random.wrap_key_data(batch_key_data, impl=impl)
+        step_key = jax.random.fold_in(batch_key, index)
+        return update(params, *sample_batch(step_key, X, y, batch_size), rate, loss)
 
     indices = start + jnp.arange(num_steps, dtype=jnp.uint32)
     rates = jnp.broadcast_to(rate.astype(X.dtype), (num_steps,))
@@ -495,7 +499,7 @@ def _check_params(params: Any, X: jax.Array) -> tuple[jax.Array, jax.Array]:
     if w.shape != (X.shape[1], *b.shape):
         raise ValueError(
             f'params["w"] must have shape {(X.shape[1], *b.shape)}, d of X and t of '
-            f'params["b"]; got {w.shape}. Make both with init_params(key, {X.shape[1]}).'
+            f'params["b"]; got {w.shape}. Make them by init_params(key, {X.shape[1]}).'
         )
     return w, b
 
@@ -568,8 +572,8 @@ def _check_keys(value: Any) -> jax.Array:
         )
     if "rbg" in str(jax.random.key_impl(keys)):
         raise TypeError(
-            "keys must draw independently under vmap; got rbg keys, which all draw from "
-            'the first. Make them from jax.random.key(0, impl="threefry2x32").'
+            "keys must be independent under vmap; got rbg keys, which draw from the "
+            'first alone. Make them from jax.random.key(0, impl="threefry2x32").'
         )
     return keys
 
