@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT; the licence stands in full at the end of jaxlin.py.
 """Time jaxlin beside what one would use instead, on the same work, in one run.
 
-    python bench.py                 everything, in some minutes
-    python bench.py --quick         less of everything, within one
+    python bench.py                 everything, 10 rounds, in some minutes
+    python bench.py --quick         less of everything and 3 rounds, within one
     python bench.py --tables AB     some of the tables
     python bench.py --json FILE     the numbers, to FILE as well
 
@@ -131,6 +131,7 @@ def jaxlin_sgd(task, devices=None, impl=None):
     keys = make_keys(task, impl)
     train = jaxlin.fit if task["models"] is None else jaxlin.fit_many
     options = {"num_steps": task["steps"], "batch_size": task["batch"]}
+    place(task, keys, devices)  # compiles what is then only a transfer
     yield
     X, y, keys, params = place(task, keys, devices)
     yield
@@ -168,6 +169,7 @@ def optax_scan(task, devices=None):
     if task["models"] is not None:
         train = jax.vmap(train, in_axes=(0, None, 0, None, None))
     train, keys = jax.jit(train), make_keys(task)
+    place(task, keys, devices)  # compiles what is then only a transfer
     yield
     X, y, keys, params = place(task, keys, devices)
     yield
@@ -391,8 +393,8 @@ def numpy_lstsq(task):
 # The tables. Each prints itself and returns its rows.
 
 
-def one_model(task, slow_steps):
-    slow = task | {"steps": slow_steps}
+def one_model(task):
+    slow = task | {"steps": 200}
     return [
         ("jaxlin", task, jaxlin_sgd),
         ("jaxlin, philox2x32 keys", task, jaxlin_philox),
@@ -407,14 +409,14 @@ def one_model(task, slow_steps):
 
 def table_a(quick, rounds):
     task = make_task()
-    rows = measure("A", one_model(task, slow_steps=500), rounds)
+    rows = measure("A", one_model(task), rounds)
     show(f"A. One model: {describe(task)}", rows)
     print("scikit-learn steps row by row: its step here is as many rows as a batch.")
     return rows
 
 
 def table_b(quick, rounds):
-    task = make_task(steps=500, models=256 if quick else 1024)
+    task = make_task(steps=500, models=64 if quick else 1024)
     slow = task | {"steps": 100}
     cores = {"devices": jax.devices("cpu")}
     entries = [
@@ -438,7 +440,7 @@ def table_c(quick, rounds):
     for d in (32,) if quick else (32, 256):
         # scikit-learn takes whole passes over the rows: here 64.
         task = make_task(n=10_000, d=d, batch=256, steps=2500)
-        rows = measure(f"C, d = {d}", one_model(task, slow_steps=200), rounds)
+        rows = measure(f"C, d = {d}", one_model(task), rounds)
         show(f"C. Wider: {describe(task)}", rows)
         tables[f"d = {d}"] = rows
     return tables
@@ -469,9 +471,11 @@ def table_d(quick, rounds, fresh):
             ratio = tables[f"{axis}, last to first"] = last / first
             print(f"last / {axis} = {flat_from[axis]:,}: {ratio:.2f}, where 1 is flat")
     print("\nD. A fresh process: seconds, the fastest of its runs")
-    print("compilation cache    import  first call  second call  to first result")
+    print(
+        "compilation cache   start and import  first call  second call  to first result"
+    )
     for name, row in fresh["first_result"].items():
-        print(f"{name:20}{row['import']:7.2f}{row['first']:12.2f}", end="")
+        print(f"{name:20}{row['import']:16.2f}{row['first']:12.2f}", end="")
         print(f"{row['second']:13.4f}{row['total']:17.2f}")
     memory = "\nD. Peak memory of {models:,} models x {steps:,} steps: {peak_mb:.0f} MB"
     memory += ", {before_mb:.0f} MB of it before the first call"
@@ -534,8 +538,10 @@ def show(title, rows):
         elif us is None:
             print(f"{name:31}  WRONG: RMSE {row['rmse_ratio']:.3g} x least squares")
         else:
-            ratios = [us / other if other else None for other in against]
-            first, floor = ("" if x is None else f"{x:,.3g}" for x in ratios)
+            ratios = [us / other if other else 0 for other in against]
+            first, floor = (
+                f"{x:,.0f}" if x >= 100 else f"{x:.3g}" if x else "" for x in ratios
+            )
             print(f"{name:31}{row['steps']:7,}{1e3 * row['transfer_s']:8.2f}", end="")
             print(f"{row['first_s']:7.2f}{us:11,.3f}{row['median_us']:11,.3f}", end="")
             print(f"{first:>9}{floor:>9}{row['rmse_ratio']:7.2f}")
@@ -550,33 +556,26 @@ def fresh_processes(quick):
     runs = {name: [] for name in ("none", "empty", "filled before")[quick:]}
     for _ in range(1 if quick else 3):
         with tempfile.TemporaryDirectory() as cache:
+            settings = {
+                "JAX_COMPILATION_CACHE_DIR": cache,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            }
             for name, rows in runs.items():
-                settings = {
-                    "JAX_ENABLE_COMPILATION_CACHE": "false"
-                    if name == "none"
-                    else "true",
-                    "JAX_COMPILATION_CACHE_DIR": cache,
-                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-                }
-                rows.append(in_child({"steps": 1000}, settings))
+                unused = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+                chosen = unused if name == "none" else settings
+                rows.append(in_child({"steps": 1000}, chosen))
     sizes = {"models": 256 if quick else 4096, "steps": 100 if quick else 1000}
-    return {
-        "first_result": {
-            k: min(v, key=lambda row: row["total"]) for k, v in runs.items()
-        },
-        "memory": sizes | in_child(sizes, {}),
-    }
+    memory = sizes | in_child(sizes, {})
+    best = {k: min(v, key=lambda row: row["total"]) for k, v in runs.items()}
+    return {"first_result": best, "memory": memory}
 
 
 def in_child(sizes, settings):
     """What fresh_process prints in a Python process of its own."""
+    code = f"import bench; bench.fresh_process({time.time()}, {sizes})"
     found = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import bench; bench.fresh_process({time.time()}, {sizes})",
-        ],
+        [sys.executable, "-c", code],
         cwd=pathlib.Path(__file__).parent,
         env=os.environ | settings,
         stdout=subprocess.PIPE,
@@ -637,10 +636,10 @@ def main():
             machine[name] = "not installed"
     print("\n".join(f"{name:14}{value}" for name, value in machine.items()))
     print(
-        "\nus: per step, and per model where there are many; ratios are of the least."
+        "\nus: per step, and per model where there are many. Ratios are of the least;"
     )
     print(
-        f"RMSE ratio: to that of least squares, WRONG above {TOLERANCE}. The first call"
+        f"RMSE ratio: to that of least squares, WRONG above {TOLERANCE}. A first call"
     )
     print("compiles what no row above it in the same table did.")
 
