@@ -16,8 +16,8 @@ shape (n,), (k,) for (n, k). Params are the dict {"w": (d, *t), "b": t}.
 Dtypes: float64 X (under jax_enable_x64) computes in float64, any other real X in
 float32; y and the learning rate follow X. Nothing broadcasts, nothing is modified.
 
-Errors, raised when a call is traced: TypeError for complex numbers, objects, strings
-and what is no key; ValueError for wrong shapes and sizes. Each says what to do.
+Errors, raised from shapes and dtypes before anything runs: TypeError for what is not
+real numbers or no key, ValueError for wrong shapes and sizes. Each says what to do.
 """
 
 import functools
@@ -113,10 +113,9 @@ def rmse(params: Params, X: ArrayLike, y: ArrayLike) -> jax.Array:
     residuals, _ = _residuals(params, X, y)
     # float32 loses the squares of residuals outside 1e-19..1e19: square their ratio to
     # the largest. The result does not depend on that scale, nor does the gradient.
-    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(residuals)))
-    scale = jnp.where(scale > 0, scale, 1)
+    scale = jax.lax.stop_gradient(_scale(jnp.max(jnp.abs(residuals))))
     mean_square = jnp.mean((residuals / scale) ** 2)
-    # The slope of sqrt at 0 is infinite, and where() alone would keep inf * 0 = NaN.
+    # The slope of sqrt at 0 is infinite, and where alone would keep inf * 0 = NaN.
     positive = jnp.where(mean_square > 0, mean_square, 1)
     return scale * jnp.where(mean_square > 0, jnp.sqrt(positive), mean_square)
 
@@ -146,13 +145,13 @@ def r2_score(params: Params, X: ArrayLike, y: ArrayLike) -> jax.Array:
     deviations = deviations - jnp.mean(deviations, axis=0, keepdims=True)
     largest = jnp.max(jnp.abs(deviations), axis=0)
     constant = largest == 0
-    scale = jnp.where(constant, 1, largest)[None]  # as in rmse
+    scale = jnp.where(constant, 1, _scale(largest))[None]  # as in rmse
     unexplained = jnp.sum((residuals / scale) ** 2, axis=0)
     total = jnp.sum((deviations / scale) ** 2, axis=0)
     score = 1 - unexplained / jnp.where(constant, 1, total)
-    perfect = jnp.all(residuals == 0, axis=0)
-    # 0 * unexplained is 0, but NaN where the residuals are not finite.
-    return jnp.mean(jnp.where(constant, jnp.where(perfect, 1, 0 * unexplained), score))
+    worst = jnp.max(jnp.abs(residuals), axis=0)
+    # 0 * worst is 0, but NaN where the residuals are not finite.
+    return jnp.mean(jnp.where(constant, jnp.where(worst == 0, 1, 0 * worst), score))
 
 
 def sample_batch(
@@ -201,7 +200,8 @@ def step(
     """One SGD update: params - learning_rate * gradient of loss(params, X, y).
 
     Args:
-      params: {"w": (d, *t), "b": t}, or another pytree of floats that `loss` takes.
+      params: {"w": (d, *t), "b": t}, or another pytree of floats that `loss` takes. Its
+        dtypes stay.
       X: features of the batch, (m, d).
       y: targets of the batch, (m, *t).
       learning_rate: a scalar.
@@ -246,7 +246,8 @@ def fit(
     a steps, then b steps with params=..., start=a, equal a + b steps.
 
     Args:
-      key: a random key; only resuming this run may use it again.
+      key: a random key; only resuming this run may use it again. (Under jax.vmap not an
+        rbg one: all would draw from the first.)
       X: features, (n, d); standardised, they train fastest.
       y: targets, (n, *t).
       learning_rate: a scalar, or a rate for each step, (num_steps,). It is data: it can
@@ -282,6 +283,7 @@ def fit(
             f"learning_rate must have shape () or (num_steps,) = ({num_steps},); "
             f"got {rate.shape}. To train at many rates use fit_many."
         )
+    params = _check_start_params(params, step)
     start = _check_start(start, num_steps)
     static = (num_steps, batch_size, loss, step)
     trained: tuple[Any, jax.Array]
@@ -337,7 +339,8 @@ def fit_many(
 
     Args:
       keys: s random keys, as jax.random.split(key, s) makes them; not rbg ones.
-      X, y, learning_rate: as in fit, plus an axis of s where in_axes names one.
+      X, y, learning_rate: as in fit, plus an axis of s where in_axes names one: a rate
+        for each model needs (0, None, None, 0).
       in_axes: the axis of s in keys, X, y and learning_rate, None for what all models
         share. (None, None, None, 0) with one key tries s rates on the same batches.
       num_steps, batch_size, start, loss, step: as in fit, the same for all models.
@@ -352,14 +355,19 @@ def fit_many(
     >>> params["w"].shape, losses.shape
     ((256, 1), (256, 9))
     """
-    if not isinstance(in_axes, tuple | list) or len(in_axes) != 4:
+    if (
+        not isinstance(in_axes, tuple | list)
+        or len(in_axes) != 4
+        or not all(axis is None or type(axis) is int for axis in in_axes)
+    ):
         raise TypeError(
-            "in_axes must have four axes, of keys, X, y and learning_rate; "
+            "in_axes must be four integers or None, for keys, X, y and learning_rate; "
             f"got {in_axes!r}. Use None for what the models share."
         )
     keys = _check_key(keys) if in_axes[0] is None else _check_keys(keys)
     num_steps = _check_integer("num_steps", num_steps, 0)
     batch_size = _check_integer("batch_size", batch_size, 1)
+    params = _check_start_params(params, step)
     start = _check_start(start, num_steps)
     data = (_check_real("X", X), _check_real("y", y), _check_rate(learning_rate))
     static = (tuple(in_axes), num_steps, batch_size, loss, step)
@@ -406,6 +414,12 @@ def _residuals(params: Any, X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
     return predictions - y, y
 
 
+def _scale(largest: jax.Array) -> jax.Array:
+    """`largest`, in the range whose reciprocals XLA does not flush to 0 or inf."""
+    tiny = jnp.finfo(largest.dtype).tiny  # type: ignore[no-untyped-call]
+    return jnp.clip(largest, tiny, 1 / tiny)
+
+
 def _multiply_shift(bits: jax.Array, n: int) -> jax.Array:
     """floor(bits n / 2³²) in 16-bit halves: jax.lax.mulhi does not compile sharded."""
     bits_high, bits_low = bits >> 16, bits & 0xFFFF
@@ -417,31 +431,33 @@ def _multiply_shift(bits: jax.Array, n: int) -> jax.Array:
 
 def _check_real(name: str, value: Any) -> jax.Array:
     """`value` as jit takes it without loss: an array of JAX or NumPy, or a scalar."""
-    array: jax.Array
+    array = value
     try:
-        try:
-            dtype = jax.typeof(value).dtype
-            array = value
-        except TypeError:  # a list, or an object with __array__
-            array = jnp.asarray(value)
-            dtype = array.dtype
+        known = isinstance(value, jax.Array) or hasattr(value, "__array_interface__")
+        if hasattr(value, "__array__") and not known:  # a DataFrame
+            array = value.__array__()
+        is_list = isinstance(array, list | tuple)
+        dtype = (jnp.asarray(array) if is_list else jax.typeof(array)).dtype
     except (TypeError, ValueError, OverflowError) as error:
-        kind = getattr(value, "dtype", type(value).__name__)
-        raise TypeError(
-            f"{name} must be an array of real numbers; got {kind}. "
-            "Pass floats, integers or bools, without gaps."
-        ) from error
-    if jnp.issubdtype(dtype, jnp.floating):
-        return array
-    if not (jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_):
-        raise TypeError(
-            f"{name} must be an array of real numbers; got {dtype}. "
-            "Pass floats, integers or bools, without gaps."
-        )
-    if isinstance(array, jax.Array | bool | int):
-        return array
-    # By NumPy, since JAX would wrap integers beyond 32 bits.
-    return array.astype(jnp.float32)
+        got = getattr(value, "dtype", type(value).__name__)
+        raise _not_real(name, got) from error
+    is_float = jnp.issubdtype(dtype, jnp.floating)
+    if not (is_float or jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_):
+        raise _not_real(name, dtype)
+    # Integers become floats here, since jit would wrap those beyond 32 bits.
+    real: jax.Array = array
+    if is_list:
+        real = jnp.asarray(array, dtype if is_float else jnp.float32)
+    elif not is_float and not isinstance(array, jax.Array | bool | int):
+        real = array.astype(jnp.float32)
+    return real
+
+
+def _not_real(name: str, got: Any) -> TypeError:
+    return TypeError(
+        f"{name} must be an array of real numbers; got {got}. "
+        "Pass floats, integers or bools, without gaps."
+    )
 
 
 def _check_features(value: Any) -> jax.Array:
@@ -504,6 +520,13 @@ def _check_params(params: Any, X: jax.Array) -> tuple[jax.Array, jax.Array]:
     return w, b
 
 
+def _check_start_params(params: Any, update: Any) -> Any:
+    """The default step trains every leaf; the state of another step is its own."""
+    if update is not step:
+        return params
+    return jax.tree.map(lambda leaf: _check_real("params", leaf), params)
+
+
 def _check_rate(learning_rate: Any) -> jax.Array:
     rate = _check_real("learning_rate", learning_rate)
     if jnp.shape(rate) == () and not isinstance(rate, jax.core.Tracer):
@@ -513,14 +536,15 @@ def _check_rate(learning_rate: Any) -> jax.Array:
 
 
 def _check_start(start: Any, num_steps: int) -> jax.Array:
-    if isinstance(start, jax.core.Tracer) and jnp.issubdtype(start.dtype, jnp.integer):
+    scalar = isinstance(start, jax.core.Tracer) and start.shape == ()
+    if scalar and jnp.issubdtype(start.dtype, jnp.integer):
         return jnp.asarray(start, jnp.uint32)
     start = _check_integer("start", start, 0, 2**32 - num_steps)
     return jnp.asarray(start, jnp.uint32)
 
 
 def _check_integer(
-    name: str, value: Any, low: int, high: int | None = None, high_is: str = ""
+    name: str, value: Any, low: int, high: int | None = None, note: str = ""
 ) -> int:
     error: type[Exception] = ValueError
     try:
@@ -531,7 +555,7 @@ def _check_integer(
             return integer
     except TypeError:
         error = TypeError
-    wanted = f"of at least {low}" if high is None else f"in {low}..{high}{high_is}"
+    wanted = f"of at least {low}" if high is None else f"in {low}..{high}{note}"
     raise error(
         f"{name} must be an integer {wanted}; got {value!r}. "
         "Pass a Python or NumPy integer in that range."
@@ -570,7 +594,7 @@ def _check_keys(value: Any) -> jax.Array:
             "keys must be many random keys; got one key. "
             "Make them with jax.random.split(key, num_models), or use fit."
         )
-    if "rbg" in str(jax.random.key_impl(keys)):
+    if str(jax.random.key_impl(keys)) in ("rbg", "unsafe_rbg"):
         raise TypeError(
             "keys must be independent under vmap; got rbg keys, which draw from the "
             'first alone. Make them from jax.random.key(0, impl="threefry2x32").'
