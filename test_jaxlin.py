@@ -512,9 +512,15 @@ def momentum(state, X, y, learning_rate, loss):
     return (params, velocity, count + 1), value
 
 
-@pytest.mark.parametrize("many", [False, True])
-@pytest.mark.parametrize("step", [jaxlin.step, momentum])
-@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize(
+    ("many", "step", "schedule"),
+    [
+        (False, jaxlin.step, False),
+        (False, momentum, True),
+        (True, jaxlin.step, True),
+        (True, momentum, False),
+    ],
+)
 def test_resuming_is_bit_for_bit_at_every_split(many, step, schedule):
     X, y = data()
     total = 4
@@ -763,7 +769,7 @@ def test_every_real_array_computes_in_float32(way, dtype):
     assert rmse(expected[0], way(X), way(y)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "i8"])
 def test_only_float64_computes_in_float64(x64, dtype):
     X, y = data()
     X, y = np.abs(X).astype(dtype), np.abs(y).astype(dtype)
@@ -838,8 +844,9 @@ AXES = [
 ]
 
 
-@pytest.mark.parametrize("given_params", [False, True])
-@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize(
+    ("axes", "given_params"), [*zip(AXES, itertools.cycle([True, False]), strict=False)]
+)
 def test_fit_many_is_a_loop_of_fit(axes, given_params):
     s, options = 4, {"num_steps": 9, "batch_size": 7}
     X, y = map(np.stack, zip(*[data(seed) for seed in range(s)], strict=True))
