@@ -536,10 +536,9 @@ def _check_rate(learning_rate: Any) -> jax.Array:
 
 
 def _check_start(start: Any, num_steps: int) -> jax.Array:
-    scalar = isinstance(start, jax.core.Tracer) and start.shape == ()
-    if scalar and jnp.issubdtype(start.dtype, jnp.integer):
-        return jnp.asarray(start, jnp.uint32)
-    start = _check_integer("start", start, 0, 2**32 - num_steps)
+    traced = isinstance(start, jax.core.Tracer) and start.shape == ()
+    if not (traced and jnp.issubdtype(start.dtype, jnp.integer)):
+        start = _check_integer("start", start, 0, 2**32 - num_steps)
     return jnp.asarray(start, jnp.uint32)
 
 

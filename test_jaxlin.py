@@ -62,11 +62,19 @@ def compiles(number):
     assert len(compilations) - before == number
 
 
+@contextlib.contextmanager
+def enabled_x64():
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
 @pytest.fixture
 def x64():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
+    with enabled_x64():
+        yield
 
 
 @pytest.fixture
@@ -460,14 +468,13 @@ def test_step_takes_another_loss_and_any_pytree_of_floats():
     assert value == loss(params, X, y)
 
 
-def fit_by_hand(key, X, y, rates, *, batch_size, params=None, start=0, loss=rmse):
+def fit_by_hand(key, X, y, rates, *, batch_size, loss):
     """fit again, as a user would write it from the public pieces."""
     init_key, batch_key = jax.random.split(key)
-    if params is None:
-        params = init_params(init_key, X.shape[1], target_shape=y.shape[1:])
+    params = init_params(init_key, X.shape[1], target_shape=y.shape[1:])
     losses = []
     for i, rate in enumerate(rates):
-        batch = sample_batch(jax.random.fold_in(batch_key, start + i), X, y, batch_size)
+        batch = sample_batch(jax.random.fold_in(batch_key, i), X, y, batch_size)
         params, value = jaxlin.step(params, *batch, rate, loss)
         losses.append(value)
     return params, jnp.array(losses)
@@ -1213,14 +1220,11 @@ def test_rmse_at_the_certified_coefficients_is_the_certified_one(name):
     b, *w = np.r_[0, coefficients] if name.startswith("NoInt") else coefficients
     params, expected = {"w": np.array(w), "b": b}, np.sqrt(rss / len(y))
     assert_close(rmse(params, X, y), expected, 1e-5, 1e-7 * np.max(y))
-    jax.config.update("jax_enable_x64", True)
-    try:
+    with enabled_x64():
         assert_close(rmse(params, X, y), expected, 1e-12, 1e-15 * np.max(y))
         gradient = jax.grad(rmse)({"w": jnp.array(w), "b": jnp.array(b)}, X, y)
         if name == "Wampler1":  # a perfect fit, of integers that float64 holds
             assert not any(np.any(leaf) for leaf in gradient.values())
-    finally:
-        jax.config.update("jax_enable_x64", False)
 
 
 @pytest.mark.parametrize("name", NIST)
