@@ -1503,8 +1503,8 @@ def test_fit_on_sharded_rows_equals_numpy_on_the_joined_batches(tmp_path):
 def test_fit_on_a_memory_mapped_file_needs_memory_for_one_chunk_only(tmp_path):
     # ru_maxrss would start from the peak of this process, which the child inherits.
     script = recipe("mmap_mode")
-    script += 'peak = next(s for s in open("/proc/self/status") if "VmHWM" in s)\n'
-    script += "print(peak.split()[1])\n"
+    script += 'np.save("w.npy", params["w"])\n'
+    script += 'print(*(s for s in open("/proc/self/status") if "VmHWM" in s), end="")\n'
     rows = np.random.default_rng(0).normal(size=(300_000, 17)).astype(np.float32)
     peaks, sizes, losses = [], [], []
     for copies in (1, 8):
@@ -1512,12 +1512,20 @@ def test_fit_on_a_memory_mapped_file_needs_memory_for_one_chunk_only(tmp_path):
         sizes.append((tmp_path / "rows.npy").stat().st_size)
         output = run_script(script, tmp_path).splitlines()
         (tmp_path / "rows.npy").unlink()
-        peaks.append(1024 * int(output.pop()))
+        peaks.append(1024 * int(output.pop().split()[1]))
         losses.append([float(line.split()[-1]) for line in output])
     assert [len(each) for each in losses] == [6, 48]
-    assert losses[0] == losses[1][:6]  # start goes on: the eighth copy is the same run
     assert losses[0][-1] < 1.1  # y is noise of deviation 1
     assert peaks[1] - peaks[0] < (sizes[1] - sizes[0]) / 4
+
+    params = None
+    for i in range(48):
+        part = rows[i % 6 * 50_000 :][:50_000]
+        args = jax.random.key(0), part[:, :-1], part[:, -1], 0.1
+        params, chunk = fit(*args, num_steps=200, params=params, start=200 * i)
+        assert abs(chunk.mean() - losses[1][i]) < 0.006  # printed with two digits
+        assert i > 5 or losses[0][i] == losses[1][i]
+    np.testing.assert_allclose(np.load(tmp_path / "w.npy"), params["w"], rtol=1e-4)
 
 
 def killed_run(script, cwd, seed):
@@ -1543,8 +1551,9 @@ def killed_run(script, cwd, seed):
             ):
                 time.sleep(0.001)
             time.sleep(chance.uniform(0, 0.05))
-            while kills % 2 and worker.poll() is None and not partial.exists():
-                pass  # every other time, aim at a save
+            aim_at_save = chance.random() < 0.5
+            while aim_at_save and worker.poll() is None and not partial.exists():
+                pass
         finally:
             worker.kill()
             worker.wait()
@@ -1569,9 +1578,15 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     script = f"import os\nos.environ.update({compiled})\n{script}"
-    run_script(script, tmp_path)
-    with np.load(tmp_path / "run.npz") as saved:
-        expected = dict(saved)
+    whole = changed(script, "num_steps=100", "num_steps=20_000")
+    whole = changed(whole, "step += 100", "step += 20_000")
+    results = []
+    for name, uninterrupted in (("whole", whole), ("segments", script)):
+        (tmp_path / name).mkdir()
+        run_script(uninterrupted, tmp_path / name)
+        with np.load(tmp_path / name / "run.npz") as saved:
+            results.append(dict(saved))
+    expected = results[0]
     assert expected["step"] == 20_000
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         runs = pool.map(
@@ -1580,7 +1595,7 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(tmp_path):
             (0, 1),
         )
         (one, one_in_save), (two, two_in_save) = runs
-    for arrays in one + two:
+    for arrays in results + one + two:
         for name, array in expected.items():
             np.testing.assert_array_equal(arrays[name], array, strict=True)
     assert one_in_save + two_in_save > 0  # of 20 kills, some fell into a save
