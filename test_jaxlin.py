@@ -407,10 +407,11 @@ def test_sample_batch_is_uniform_and_its_draws_are_independent(impl):
         assert chi_square(pairs) < bound(n * n)
 
 
-def test_sample_batch_keeps_rows_and_targets_paired():
-    X, y = data(n=1000, t=(2,))
+@pytest.mark.parametrize("d", [1, 7, 8])  # laid out by columns, by columns, by rows
+def test_sample_batch_keeps_rows_and_targets_paired(d):
+    X, y = data(n=1000, d=d, t=(2,))
     X_batch, y_batch = sample_batch(key(), X, y, 999)
-    assert (X_batch.shape, y_batch.shape) == ((999, 3), (999, 2))
+    assert (X_batch.shape, y_batch.shape) == ((999, d), (999, 2))
     whole = {(*x, *t) for x, t in zip(X.tolist(), y.tolist(), strict=True)}
     drawn = np.hstack([X_batch, y_batch]).tolist()
     assert {tuple(row) for row in drawn} <= whole
@@ -418,9 +419,9 @@ def test_sample_batch_keeps_rows_and_targets_paired():
     assert 1000 - 368 - 50 < len({tuple(row) for row in drawn}) < 1000 - 368 + 50
 
 
-@given(st.sampled_from([1, 2, 7, 40]), st.integers(0, 99))
-def test_sample_batch_under_vmap_is_the_loop(batch_size, seed):
-    X, y = data()
+@given(st.sampled_from([1, 2, 7, 40]), st.integers(0, 99), st.sampled_from([3, 8]))
+def test_sample_batch_under_vmap_is_the_loop(batch_size, seed, d):
+    X, y = data(d=d)
     draw = jax.jit(sample_batch, static_argnums=3)
     many = jax.vmap(lambda k: draw(k, X, y, batch_size))(keys(5, seed))
     for i in range(5):
