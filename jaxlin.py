@@ -533,19 +533,21 @@ def _check_start_params(params: Any, update: Any) -> Any:
     return jax.tree.map(lambda leaf: _check_real("params", leaf), params)
 
 
-def _check_rate(learning_rate: Any) -> jax.Array:
-    rate = _check_real("learning_rate", learning_rate)
+def _check_rate(learning_rate: Any) -> Any:
+    rate: Any = _check_real("learning_rate", learning_rate)
     if jnp.shape(rate) == () and not isinstance(rate, jax.core.Tracer):
-        # One type for all scalars, since each type compiles a program of its own.
-        return jnp.asarray(float(rate), float)
+        # One type for all scalars, since each type compiles a program of its own; of
+        # NumPy, since a JAX array takes longer to make than all that is checked here.
+        rate = jnp.dtype(float).type(float(rate))
     return rate
 
 
-def _check_start(start: Any, num_steps: int) -> jax.Array:
+def _check_start(start: Any, num_steps: int) -> Any:
     traced = isinstance(start, jax.core.Tracer) and start.shape == ()
-    if not (traced and jnp.issubdtype(start.dtype, jnp.integer)):
-        start = _check_integer("start", start, 0, 2**32 - num_steps)
-    return jnp.asarray(start, jnp.uint32)
+    if traced and jnp.issubdtype(start.dtype, jnp.integer):
+        return start.astype(jnp.uint32)
+    start = _check_integer("start", start, 0, 2**32 - num_steps)
+    return jnp.dtype(jnp.uint32).type(start)
 
 
 def _check_integer(
