@@ -319,9 +319,22 @@ def _scan_steps(
         step_key = jax.random.fold_in(batch_key, index)
         return update(params, *sample_batch(step_key, X, y, batch_size), rate, loss)
 
-    indices = start + jnp.arange(num_steps, dtype=jnp.uint32)
-    rates = jnp.broadcast_to(rate.astype(X.dtype), (num_steps,))
-    return jax.lax.scan(body, params, (indices, rates))
+    def scan(body: Any, length: int) -> Any:
+        indices = start + jnp.arange(length, dtype=jnp.uint32)
+        rates = jnp.broadcast_to(rate.astype(X.dtype), (length,))
+        return jax.lax.scan(body, params, (indices, rates))
+
+    def body_kept(params: Any, now: Any) -> Any:
+        trained = body(params, now)
+        return trained[0], trained
+
+    if num_steps != 1:
+        return scan(body, num_steps)
+    # XLA dissolves a loop of one step, and may round differently outside a loop. For
+    # resuming bit for bit, one step is the first of a loop of two.
+    _, trained = scan(body_kept, 2)
+    params, loss = jax.tree.map(lambda leaf: leaf[0], trained)
+    return params, loss[None]
 
 
 def fit_many(

@@ -550,6 +550,24 @@ def test_resuming_is_bit_for_bit_at_every_split(many, step, schedule):
         assert_equal((end, jnp.concatenate([a, b], axis=-1)), whole)
 
 
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("d", [2, 8])
+@pytest.mark.parametrize("t", [(), (2,)])
+def test_one_step_at_a_time_is_bit_for_bit_the_whole(many, d, t):
+    """A program of one step needs its loop, outside which XLA rounds otherwise."""
+    X, y = data(n=100, d=d, t=t)
+
+    def train(num_steps, **options):
+        function, k = (fit_many, keys(3)) if many else (fit, key())
+        return function(k, X, y, 0.2, num_steps=num_steps, batch_size=32, **options)
+
+    params, losses = train(0)
+    for i in range(9):
+        params, loss = train(1, params=params, start=i)
+        losses = jnp.concatenate([losses, loss], axis=-1)
+    assert_equal((params, losses), train(9))
+
+
 def test_fit_repeats_by_key_and_differs_by_key_in_params_and_in_batches():
     X, y = data(n=1000)
     train = functools.partial(fit, X=X, y=y, learning_rate=0.1, num_steps=8)
