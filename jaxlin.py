@@ -177,23 +177,8 @@ def sample_batch(
     True
     """
     key, (X, y) = _check_key(key), _as_data(X, y)
-    n = X.shape[0]
-    m = _check_integer("batch_size", batch_size, 1, n, ", the rows of X")
-    # The children of a key are independent random bits: split fills two words of them
-    # with one hash, jax.random.bits would spend a hash on each. Of the four words of an
-    # rbg key the last two repeat the first.
-    words = min(2, jax.eval_shape(jax.random.key_data, key).size)
-    children = jax.random.key_data(jax.random.split(key, -(-m // words)))
-    bits = children[:, :words].reshape(-1)[:m]
-    # Without the barrier XLA draws a row's bits again for each element it gathers.
-    barrier: Any = jax.lax.optimization_barrier
-    rows = barrier(_multiply_shift(bits, n))
-    if X.shape[1] >= 8:
-        return X[rows], y[rows]
-    # Up to 7 features a CPU is faster with the batch laid out by columns: its vector
-    # instructions then run along the rows.
-    columns = jnp.take_along_axis(X, rows[:, None], axis=0).T
-    return barrier(columns).T, y[rows]
+    m = _check_integer("batch_size", batch_size, 1, X.shape[0], ", the rows of X")
+    return _take_rows(X, y, _draw_rows(key, X.shape[0], m))
 
 
 def step(
@@ -291,9 +276,10 @@ def fit(
         )
     params = _check_start_params(params, step)
     start = _check_start(start, num_steps)
-    static = (num_steps, batch_size, loss, step)
+    key = _check_key(key)
+    static = (num_steps, batch_size, loss, step, _steps_a_draw(key, batch_size))
     trained: tuple[Any, jax.Array]
-    trained = _scan_steps(_check_key(key), X, y, rate, params, start, static)
+    trained = _scan_steps(key, X, y, rate, params, start, static)
     return trained
 
 
@@ -301,7 +287,7 @@ def fit(
 def _scan_steps(
     key: Any, X: Any, y: Any, rate: Any, params: Any, start: Any, static: Any
 ) -> Any:
-    num_steps, batch_size, loss, update = static
+    num_steps, batch_size, loss, update, block = static
     X, y = _as_data(X, y)
     init_key, batch_key = jax.random.split(key)
     # The loop takes the key as data: jax_debug_key_reuse with jax_enable_checks refuses
@@ -313,23 +299,37 @@ def _scan_steps(
     elif update is step:
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, X.dtype), params)
 
-    def body(params: Any, now: Any) -> Any:
-        index, rate = now
+    def draw_rows(index: Any) -> Any:
         batch_key = jax.random.wrap_key_data(batch_key_data, impl=impl)
-        step_key = jax.random.fold_in(batch_key, index)
-        return update(params, *sample_batch(step_key, X, y, batch_size), rate, loss)
+        step_key = jax.random.fold_in(batch_key, start + index)
+        return _draw_rows(step_key, X.shape[0], batch_size)
+
+    def draw_block(index: Any) -> Any:
+        """The rows of `block` steps from index on, (block, m)."""
+        return jax.vmap(draw_rows)(index + jnp.arange(block, dtype=jnp.uint32))
+
+    def body(carry: Any, now: Any) -> Any:
+        params, rows = carry
+        index, rate = now
+        rows = jax.lax.cond(index % block == 0, draw_block, lambda _: rows, index)
+        batch = _take_rows(X, y, rows[index % block])
+        params, value = update(params, *batch, rate, loss)
+        return (params, rows), value
 
     def scan(body: Any, length: int) -> Any:
-        indices = start + jnp.arange(length, dtype=jnp.uint32)
+        # Under shard_map zeros_like varies over the mesh as the rows to come do.
+        carry = (params, jnp.zeros_like(draw_block(0)))
+        indices = jnp.arange(length, dtype=jnp.uint32)
         rates = jnp.broadcast_to(rate.astype(X.dtype), (length,))
-        return jax.lax.scan(body, params, (indices, rates))
+        return jax.lax.scan(body, carry, (indices, rates))
 
-    def body_kept(params: Any, now: Any) -> Any:
-        trained = body(params, now)
-        return trained[0], trained
+    def body_kept(carry: Any, now: Any) -> Any:
+        carry, value = body(carry, now)
+        return carry, (carry[0], value)
 
     if num_steps != 1:
-        return scan(body, num_steps)
+        (params, _), losses = scan(body, num_steps)
+        return params, losses
     # XLA dissolves a loop of one step, and may round differently outside a loop. For
     # resuming bit for bit, one step is the first of a loop of two.
     _, trained = scan(body_kept, 2)
@@ -437,6 +437,42 @@ def _scale(largest: jax.Array) -> jax.Array:
     """`largest`, in the range whose reciprocals XLA does not flush to 0 or inf."""
     tiny = jnp.finfo(largest.dtype).tiny  # type: ignore[no-untyped-call]
     return jnp.clip(largest, tiny, 1 / tiny)
+
+
+def _draw_rows(key: jax.Array, n: int, m: int) -> jax.Array:
+    # The children of a key are independent random bits: split fills two words of them
+    # with one hash, jax.random.bits would spend a hash on each. Of the four words of an
+    # rbg key the last two repeat the first.
+    words = min(2, jax.eval_shape(jax.random.key_data, key).size)
+    children = jax.random.key_data(jax.random.split(key, -(-m // words)))
+    bits = children[:, :words].reshape(-1)[:m]
+    # Without the barrier XLA draws a row's bits again for each element it gathers.
+    rows: jax.Array = _barrier(_multiply_shift(bits, n))
+    return rows
+
+
+def _take_rows(X: jax.Array, y: jax.Array, rows: Any) -> tuple[jax.Array, jax.Array]:
+    if X.shape[1] >= 8:
+        return X[rows], y[rows]
+    # Up to 7 features a CPU is faster with the batch laid out by columns: its vector
+    # instructions then run along the rows.
+    columns = jnp.take_along_axis(X, rows[:, None], axis=0).T
+    return _barrier(columns).T, y[rows]
+
+
+_barrier: Any = jax.lax.optimization_barrier
+
+
+def _steps_a_draw(key: jax.Array, batch_size: int) -> int:
+    """How many steps draw their rows together; this changes no row.
+
+    A CPU hashes the words of one batch hardly sooner than those of ten. But many models
+    hash enough at each step, and rows of more steps would cost them memory.
+    """
+    mapped = isinstance(key, jax.core.Tracer) or _is_rbg(key)
+    if mapped or jax.default_backend() != "cpu":
+        return 1
+    return max(1, 1600 // batch_size)
 
 
 def _multiply_shift(bits: jax.Array, n: int) -> jax.Array:
@@ -597,6 +633,11 @@ def _as_keys(name: str, value: Any) -> jax.Array:
     return keys
 
 
+def _is_rbg(keys: jax.Array) -> bool:
+    """Whether jax.vmap would draw for all of these keys from the first alone."""
+    return str(jax.random.key_impl(keys)) in ("rbg", "unsafe_rbg")
+
+
 def _check_key(value: Any) -> jax.Array:
     key = _as_keys("key", value)
     if key.shape != ():
@@ -614,7 +655,7 @@ def _check_keys(value: Any) -> jax.Array:
             "keys must be many random keys; got one key. "
             "Make them with jax.random.split(key, num_models), or use fit."
         )
-    if str(jax.random.key_impl(keys)) in ("rbg", "unsafe_rbg"):
+    if _is_rbg(keys):
         raise TypeError(
             "keys must be independent under vmap; got rbg keys, which draw from the "
             'first alone. Make them from jax.random.key(0, impl="threefry2x32").'

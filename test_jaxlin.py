@@ -503,6 +503,44 @@ def test_fit_is_sgd_in_float64_on_the_rows_it_draws(seed):
     )
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_fit_draws_the_batch_of_every_step(impl):
+    """Over several of the blocks of steps whose rows are drawn together."""
+    X, y = data(n=500)
+    params = init_params(key(1), 3)
+    options = {"num_steps": 10, "batch_size": 400, "params": params, "start": 5}
+    _, losses = fit(jax.random.key(0, impl=impl), X, y, 0, **options)
+    rows = drawn_rows(jax.random.key(0, impl=impl), 5, 10, 500, 400)
+    expected = np.array([numpy_rmse(params, X[r], y[r]) for r in rows])
+    assert_close(losses, expected)
+
+
+def test_fit_and_its_gradient_are_the_same_for_a_traced_key(reused_keys):
+    """Which draws its rows step by step."""
+    X, y = data(n=500)
+
+    def loss_and_slopes(k):
+        def final_loss(rates):
+            params, _ = fit(k, X, y, rates, num_steps=10, batch_size=400)
+            return rmse(params, X, y)
+
+        return jax.value_and_grad(final_loss)(jnp.linspace(0.3, 0.1, 10))
+
+    assert_close(jax.jit(loss_and_slopes)(key()), loss_and_slopes(key()))
+
+
+def test_many_models_hold_the_rows_of_one_step_only():
+    X, y = data(n=1000)
+    options = {"num_steps": 10, "batch_size": 100}
+    for train in (
+        lambda k: fit_many(k, X, y, 0.1, **options),
+        jax.vmap(lambda k: fit(k, X, y, 0.1, **options)),
+    ):
+        compiled = jax.jit(train).lower(keys(1000)).compile()
+        memory = compiled.memory_analysis().temp_size_in_bytes
+        assert memory < 10 * 1000 * 100 * 4  # ten words for each row of a batch
+
+
 def test_fit_starts_from_init_params_of_the_first_half_of_its_key():
     X, y = data(t=(2,))
     params, losses = fit(key(), X, y, 0.1, num_steps=0, batch_size=5)
