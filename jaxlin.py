@@ -4,7 +4,7 @@
     init_params   random params             sample_batch  rows drawn with replacement
     predict       X @ w + b                 step          one SGD update
     rmse          the default loss          fit           many steps of one model
-    r2_score      explained variance        fit_many      fit, for many models at once
+    r2_score      R², 1 at best             fit_many      fit, for many models at once
 
 `fit` is one jax.lax.scan over `sample_batch` then `step`; `fit_many` is `fit` under
 jax.vmap. Copy this file into your project: it needs jax alone. `python -m jaxlin`
@@ -61,6 +61,11 @@ def init_params(
     {'b': (), 'w': (2,)}
     """
     d = _check_integer("num_features", num_features, 1)
+    if not isinstance(target_shape, tuple | list):
+        raise TypeError(
+            f"target_shape must be a tuple of integers; got {target_shape!r}. "
+            "Use (3,) for three targets, () for one."
+        )
     t = tuple(_check_integer("target_shape", size, 1) for size in target_shape)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
@@ -252,8 +257,9 @@ def fit(
       step: a function (params, X, y, learning_rate, loss) -> (params, loss). It may
         carry any pytree as params (an optimiser's state, say): pass the first one.
 
-    num_steps, batch_size, loss and step are compiled in, once for each combination;
-    functions count by identity, so a lambda written in the call compiles every time.
+    Each combination of num_steps, batch_size, loss, step, the shapes, the dtypes, and
+    params given or not compiles once; functions count by identity, so a lambda written
+    in the call compiles every time.
 
     Returns:
       The params, and the loss before each update, (num_steps,).
@@ -272,9 +278,9 @@ def fit(
     if rate.shape not in ((), (num_steps,)):
         raise ValueError(
             f"learning_rate must have shape () or (num_steps,) = ({num_steps},); "
-            f"got {rate.shape}. To train at many rates use fit_many."
+            f"got {rate.shape}. To train at many rates use fit_many with in_axes."
         )
-    params = _check_start_params(params, step)
+    params = _check_start_params(params, step, loss)
     start = _check_start(start, num_steps)
     key = _check_key(key)
     static = (num_steps, batch_size, loss, step, _steps_a_draw(key, batch_size))
@@ -299,42 +305,39 @@ def _scan_steps(
     elif update is step:
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, X.dtype), params)
 
-    def draw_rows(index: Any) -> Any:
+    def rows_of_step(index: Any) -> Any:
         batch_key = jax.random.wrap_key_data(batch_key_data, impl=impl)
         step_key = jax.random.fold_in(batch_key, start + index)
         return _draw_rows(step_key, X.shape[0], batch_size)
 
-    def draw_block(index: Any) -> Any:
+    def rows_of_block(index: Any) -> Any:
         """The rows of `block` steps from index on, (block, m)."""
-        return jax.vmap(draw_rows)(index + jnp.arange(block, dtype=jnp.uint32))
+        return jax.vmap(rows_of_step)(index + jnp.arange(block, dtype=jnp.uint32))
 
     def body(carry: Any, now: Any) -> Any:
         params, rows = carry
         index, rate = now
-        rows = jax.lax.cond(index % block == 0, draw_block, lambda _: rows, index)
+        rows = jax.lax.cond(index % block == 0, rows_of_block, lambda _: rows, index)
         batch = _take_rows(X, y, rows[index % block])
         params, value = update(params, *batch, rate, loss)
         return (params, rows), value
 
-    def scan(body: Any, length: int) -> Any:
-        # Under shard_map zeros_like varies over the mesh as the rows to come do.
-        carry = (params, jnp.zeros_like(draw_block(0)))
-        indices = jnp.arange(length, dtype=jnp.uint32)
-        rates = jnp.broadcast_to(rate.astype(X.dtype), (length,))
-        return jax.lax.scan(body, carry, (indices, rates))
+    def body_once(carry: Any, now: Any) -> Any:
+        _, like = jax.eval_shape(body, carry, now)
+        nothing = jax.tree.map(jnp.zeros_like, like)
+        return jax.lax.cond(now[0] == 0, body, lambda *_: (carry, nothing), carry, now)
 
-    def body_kept(carry: Any, now: Any) -> Any:
-        carry, value = body(carry, now)
-        return carry, (carry[0], value)
-
-    if num_steps != 1:
-        (params, _), losses = scan(body, num_steps)
-        return params, losses
     # XLA dissolves a loop of one step, and may round differently outside a loop. For
-    # resuming bit for bit, one step is the first of a loop of two.
-    _, trained = scan(body_kept, 2)
-    params, loss = jax.tree.map(lambda leaf: leaf[0], trained)
-    return params, loss[None]
+    # resuming bit for bit, one step is a loop of two whose second does nothing.
+    length = 2 if num_steps == 1 else num_steps
+    indices = jnp.arange(length, dtype=jnp.uint32)
+    rates = jnp.broadcast_to(rate.astype(X.dtype), (length,))
+    # Step 0 replaces these zeros. Made from rows, they vary over the same axes of a
+    # mesh, as shard_map demands.
+    carry = (params, jnp.zeros_like(rows_of_block(0)))
+    loop = body_once if num_steps == 1 else body
+    (params, _), losses = jax.lax.scan(loop, carry, (indices, rates))
+    return params, jax.tree.map(lambda leaf: leaf[:num_steps], losses)
 
 
 def fit_many(
@@ -386,11 +389,13 @@ def fit_many(
     keys = _check_key(keys) if in_axes[0] is None else _check_keys(keys)
     num_steps = _check_integer("num_steps", num_steps, 0)
     batch_size = _check_integer("batch_size", batch_size, 1)
-    params = _check_start_params(params, step)
+    params = _check_start_params(params, step, loss)
     start = _check_start(start, num_steps)
-    data = (_check_real("X", X), _check_real("y", y), _check_rate(learning_rate))
+    X, y = _check_real("X", X, jnp.float32), _check_real("y", y)
+    inputs = (keys, X, y, _check_rate(learning_rate))
+    _check_models(inputs, in_axes, params)
     static = (tuple(in_axes), num_steps, batch_size, loss, step)
-    trained: tuple[Any, jax.Array] = _map_fit((keys, *data), params, start, static)
+    trained: tuple[Any, jax.Array] = _map_fit(inputs, params, start, static)
     return trained
 
 
@@ -439,10 +444,14 @@ def _scale(largest: jax.Array) -> jax.Array:
     return jnp.clip(largest, tiny, 1 / tiny)
 
 
+_barrier: Any = jax.lax.optimization_barrier
+
+
 def _draw_rows(key: jax.Array, n: int, m: int) -> jax.Array:
+    """m row numbers below n, drawn with replacement: (m,) int32."""
     # The children of a key are independent random bits: split fills two words of them
     # with one hash, jax.random.bits would spend a hash on each. Of the four words of an
-    # rbg key the last two repeat the first.
+    # rbg key the last two repeat the first two.
     words = min(2, jax.eval_shape(jax.random.key_data, key).size)
     children = jax.random.key_data(jax.random.split(key, -(-m // words)))
     bits = children[:, :words].reshape(-1)[:m]
@@ -460,17 +469,15 @@ def _take_rows(X: jax.Array, y: jax.Array, rows: Any) -> tuple[jax.Array, jax.Ar
     return _barrier(columns).T, y[rows]
 
 
-_barrier: Any = jax.lax.optimization_barrier
-
-
 def _steps_a_draw(key: jax.Array, batch_size: int) -> int:
-    """How many steps draw their rows together; this changes no row.
+    """How many steps draw their rows together, which changes no row.
 
-    A CPU hashes the words of one batch hardly sooner than those of ten. But many models
-    hash enough at each step, and rows of more steps would cost them memory.
+    Hashing few words costs a CPU hardly less than hashing some 1,600. One by one go the
+    steps of a traced key, since it may stand for many models, which hash enough at each
+    step and would need memory for more, and of an rbg key, which jax.vmap would change.
     """
-    mapped = isinstance(key, jax.core.Tracer) or _is_rbg(key)
-    if mapped or jax.default_backend() != "cpu":
+    one_by_one = isinstance(key, jax.core.Tracer) or _is_rbg(key)
+    if one_by_one or jax.default_backend() != "cpu":
         return 1
     return max(1, 1600 // batch_size)
 
@@ -484,8 +491,11 @@ def _multiply_shift(bits: jax.Array, n: int) -> jax.Array:
     return (bits_high * n_high + (middle >> 16) + (lower >> 16)).astype(jnp.int32)
 
 
-def _check_real(name: str, value: Any) -> jax.Array:
-    """`value` as jit takes it without loss: an array of JAX or NumPy, or a scalar."""
+def _check_real(name: str, value: Any, integers: Any = float) -> jax.Array:
+    """`value` as jit takes it without loss: an array of JAX or NumPy, or a scalar.
+
+    Integers become `integers`, since jit would wrap those beyond 32 bits.
+    """
     array = value
     try:
         known = isinstance(value, jax.Array) or hasattr(value, "__array_interface__")
@@ -494,17 +504,18 @@ def _check_real(name: str, value: Any) -> jax.Array:
         is_list = isinstance(array, list | tuple)
         dtype = (jnp.asarray(array) if is_list else jax.typeof(array)).dtype
     except (TypeError, ValueError, OverflowError) as error:
-        got = getattr(value, "dtype", type(value).__name__)
+        got = type(value).__name__
+        if hasattr(value, "dtype"):
+            got = f"{got} of {value.dtype}"
         raise _not_real(name, got) from error
     is_float = jnp.issubdtype(dtype, jnp.floating)
     if not (is_float or jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_):
         raise _not_real(name, dtype)
-    # Integers become floats here, since jit would wrap those beyond 32 bits.
     real: jax.Array = array
     if is_list:
-        real = jnp.asarray(array, dtype if is_float else jnp.float32)
+        real = jnp.asarray(array, dtype if is_float else integers)
     elif not is_float and not isinstance(array, jax.Array | bool | int):
-        real = array.astype(jnp.float32)
+        real = array.astype(integers)
     return real
 
 
@@ -516,7 +527,7 @@ def _not_real(name: str, got: Any) -> TypeError:
 
 
 def _check_features(value: Any) -> jax.Array:
-    X = _check_real("X", value)
+    X = _check_real("X", value, jnp.float32)
     shape = jnp.shape(X)
     if len(shape) != 2:
         raise ValueError(
@@ -575,8 +586,36 @@ def _check_params(params: Any, X: jax.Array) -> tuple[jax.Array, jax.Array]:
     return w, b
 
 
-def _check_start_params(params: Any, update: Any) -> Any:
+def _check_models(inputs: Any, in_axes: Any, params: Any) -> None:
+    """All that is mapped has an axis of the same length, s."""
+    arrays = zip(("keys", "X", "y", "learning_rate"), inputs, in_axes, strict=True)
+    mapped = [(name, x, axis) for name, x, axis in arrays if axis is not None]
+    mapped += [("params", leaf, 0) for leaf in jax.tree.leaves(params)]
+    if not mapped:
+        raise ValueError(
+            "in_axes must map an input, or params be given; got only None. "
+            "Use in_axes=(0, None, None, None) for a model of each key."
+        )
+    s = None
+    for name, array, axis in mapped:
+        shape = jnp.shape(array)
+        length = shape[axis] if -len(shape) <= axis < len(shape) else None
+        s = length if s is None else s
+        if length is None or length != s:
+            raise ValueError(
+                f"{name} must have {s or 's'} models on axis {axis}; got shape "
+                f"{shape}. Stack one for each model; in_axes says what is stacked."
+            )
+
+
+def _check_start_params(params: Any, update: Any, loss: Any) -> Any:
     """The default step trains every leaf; the state of another step is its own."""
+    for name, function in (("loss", loss), ("step", update)):
+        if not callable(function):
+            raise TypeError(
+                f"{name} must be a function; got {function!r}. "
+                "The docstring of fit says what it takes and returns."
+            )
     if update is not step:
         return params
     return jax.tree.map(lambda leaf: _check_real("params", leaf), params)
@@ -595,7 +634,7 @@ def _check_start(start: Any, num_steps: int) -> Any:
     traced = isinstance(start, jax.core.Tracer) and start.shape == ()
     if traced and jnp.issubdtype(start.dtype, jnp.integer):
         return start.astype(jnp.uint32)
-    start = _check_integer("start", start, 0, 2**32 - num_steps)
+    start = _check_integer("start", start, 0, 2**32 - max(1, num_steps))
     return jnp.dtype(jnp.uint32).type(start)
 
 
@@ -650,10 +689,10 @@ def _check_key(value: Any) -> jax.Array:
 
 def _check_keys(value: Any) -> jax.Array:
     keys = _as_keys("keys", value)
-    if keys.shape == ():
+    if keys.ndim != 1:
         raise ValueError(
-            "keys must be many random keys; got one key. "
-            "Make them with jax.random.split(key, num_models), or use fit."
+            f"keys must have shape (s,), a key a model; got shape {keys.shape}. "
+            "Make them with jax.random.split(key, s), or use fit for one model."
         )
     if _is_rbg(keys):
         raise TypeError(

@@ -372,7 +372,7 @@ def test_r2_score_of_a_distant_target_keeps_its_digits():
 # --------------------------------------------------------------- sample_batch
 
 IMPLS = ["threefry2x32", "rbg", "unsafe_rbg"]
-if jax.__version_info__ >= (0, 10):
+if jax.__version_info__ >= (0, 10, 2):
     IMPLS += ["philox2x32", "philox4x32"]
 
 
@@ -604,6 +604,38 @@ def test_one_step_at_a_time_is_bit_for_bit_the_whole(many, d, t):
         params, loss = train(1, params=params, start=i)
         losses = jnp.concatenate([losses, loss], axis=-1)
     assert_equal((params, losses), train(9))
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_fit_takes_every_step_once(num_steps):
+    """Also where the program of one step is a loop of two."""
+    X, y = data()
+    seen = []
+
+    def counted(count, X, y, learning_rate, loss):
+        jax.debug.callback(lambda count: seen.append(int(count)), count)
+        return count + 1, {"before": count, "root": jnp.sqrt(1.0 - count)}
+
+    def train(count):
+        return fit(
+            key(),
+            X,
+            y,
+            1,
+            num_steps=num_steps,
+            batch_size=4,
+            params=count,
+            step=counted,
+        )
+
+    count, losses = train(0.0)
+    jax.effects_barrier()
+    assert seen == list(range(num_steps))
+    assert count == num_steps
+    assert_equal(losses["before"], jnp.arange(float(num_steps)))
+    # The root has no slope at step 1, which shows if that step is taken.
+    slope = jax.grad(lambda count: train(count)[1]["root"].sum())(0.0)
+    assert slope == [0.0, -0.5, -jnp.inf][num_steps]
 
 
 def test_fit_repeats_by_key_and_differs_by_key_in_params_and_in_batches():
@@ -844,6 +876,8 @@ def test_only_float64_computes_in_float64(x64, dtype):
         assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {
             jnp.dtype(expected)
         }
+    _, losses = fit_many(keys(2), X, y, 0.1, num_steps=3, batch_size=4)
+    assert losses.dtype == expected
 
 
 def test_float64_really_is_float64(x64):
@@ -865,6 +899,18 @@ def test_integers_beyond_32_bits_do_not_wrap(way):
     start = {"w": np.zeros(3), "b": np.int64(2**40)}
     params, _ = fit(key(), X, y, 0, num_steps=1, batch_size=4, params=start)
     assert params["b"] == 2.0**40
+
+
+@pytest.mark.parametrize("way", [np.asarray, jnp.asarray, np.ndarray.tolist, frame])
+def test_integers_keep_their_digits_in_float64(x64, way):
+    n = 1_700_000_001  # which float32 would round to 1_700_000_000
+    X, w, whole = np.ones((2, 1)), np.zeros(1), np.array([n, n])
+    for params, y in (
+        ({"w": w, "b": float(n)}, way(whole)),
+        ({"w": w, "b": way(np.array(n))}, whole.astype(float)),
+    ):
+        assert rmse(params, X, y) == 0
+        assert fit(key(), X, y, 0, num_steps=1, batch_size=1, params=params)[1] == 0
 
 
 def test_integer_params_and_legacy_keys_are_taken():
@@ -1000,7 +1046,9 @@ WEIGHTS = 'params["w"] must have shape {0}, d of X and t of params["b"]; got {1}
 WEIGHTS += "Make them by init_params(key, 2)."
 NO_DICT = 'params must be a dict with "w" and "b"; got {}. Make it with init_params.'
 RATE = "learning_rate must have shape () or (num_steps,) = (3,); got {}. "
-RATE += "To train at many rates use fit_many."
+RATE += "To train at many rates use fit_many with in_axes."
+FUNCTION = "{} must be a function; got {}. "
+FUNCTION += "The docstring of fit says what it takes and returns."
 
 # Each a function of a key, with the whole message: these raise under any transform.
 ERRORS = [
@@ -1052,6 +1100,10 @@ ERRORS = [
     (lambda k: fit(k, X3, Y3, 0.1, start=-1, **FIT), START.format(-1)),
     (lambda k: fit(k, X3, Y3, 0.1, start=2**32 - 2, **FIT), START.format(2**32 - 2)),
     (lambda k: fit(k, X3, Y3, 0.1, start=1.0, **FIT), START.format(1.0)),
+    (
+        lambda k: fit(k, X3, Y3, 0.1, start=2**32, num_steps=0, batch_size=4),
+        f"start must be an integer in 0..{2**32 - 1}; got {2**32}. {IN_RANGE}",
+    ),
     (lambda k: fit(k, X3, Y3, np.ones(2), **FIT), RATE.format("(2,)")),
     (lambda k: fit(k, X3, Y3, np.ones((3, 1)), **FIT), RATE.format("(3, 1)")),
     (
@@ -1070,18 +1122,24 @@ ERRORS = [
     ),
     (lambda k: predict(PARAMS, None), "X " + NOT_REAL.format("NoneType")),
     (lambda k: predict(PARAMS, X3 * 1j), "X " + NOT_REAL.format("complex64")),
-    (lambda k: predict(PARAMS, X3.astype(object)), "X " + NOT_REAL.format("object")),
-    (lambda k: predict(PARAMS, X3.astype(str)), "X " + NOT_REAL.format("<U32")),
+    (
+        lambda k: predict(PARAMS, X3.astype(object)),
+        "X " + NOT_REAL.format("ndarray of object"),
+    ),
+    (
+        lambda k: predict(PARAMS, X3.astype(str)),
+        "X " + NOT_REAL.format("ndarray of <U32"),
+    ),
     (lambda k: predict(PARAMS, [["1", "2"]]), "X " + NOT_REAL.format("list")),
     (lambda k: predict(PARAMS, [[1], [2, 3]]), "X " + NOT_REAL.format("list")),
     (lambda k: predict(PARAMS, [[1, 2**40]]), "X " + NOT_REAL.format("list")),
     (
         lambda k: predict(PARAMS, np.ma.masked_array(X3, X3 > 0)),
-        "X " + NOT_REAL.format("float32"),
+        "X " + NOT_REAL.format("MaskedArray of float32"),
     ),
     (
         lambda k: predict(PARAMS, X3.astype("M8[s]")),
-        "X " + NOT_REAL.format("datetime64[s]"),
+        "X " + NOT_REAL.format("ndarray of datetime64[s]"),
     ),
     (lambda k: predict(PARAMS, k), "X " + NOT_REAL.format("key<fry>")),
     (lambda k: rmse(PARAMS, X3, Y3 * 1j), "y " + NOT_REAL.format("complex64")),
@@ -1106,6 +1164,16 @@ ERRORS = [
         f"target_shape must be an integer of at least 1; got 0. {IN_RANGE}",
     ),
     (
+        lambda k: init_params(k, 2, target_shape=2),
+        "target_shape must be a tuple of integers; got 2. "
+        "Use (3,) for three targets, () for one.",
+    ),
+    (
+        lambda k: fit(k, X3, Y3, 0.1, loss="rmse", **FIT),
+        FUNCTION.format("loss", "'rmse'"),
+    ),
+    (lambda k: fit(k, X3, Y3, 0.1, step=None, **FIT), FUNCTION.format("step", None)),
+    (
         lambda k: init_params(k, 2, dtype=int),
         "dtype must be a real floating-point dtype; got int64. Use jnp.float32.",
     ),
@@ -1119,8 +1187,12 @@ ONE_KEY = (
     "key must be one random key; got keys of shape (3,). For many models use fit_many."
 )
 KEYS = "keys must be made by jax.random; got {}. Make one with jax.random.key(0)."
-MANY_KEYS = "keys must be many random keys; got one key. "
-MANY_KEYS += "Make them with jax.random.split(key, num_models), or use fit."
+MANY_KEYS = "keys must have shape (s,), a key a model; got shape {}. "
+MANY_KEYS += "Make them with jax.random.split(key, s), or use fit for one model."
+MODELS = "{} must have {} models on axis {}; got shape {}. "
+MODELS += "Stack one for each model; in_axes says what is stacked."
+NO_MODELS = "in_axes must map an input, or params be given; got only None. "
+NO_MODELS += "Use in_axes=(0, None, None, None) for a model of each key."
 RBG = "keys must be independent under vmap; got rbg keys, which draw from the first "
 RBG += 'alone. Make them from jax.random.key(0, impl="threefry2x32").'
 AXES_4 = "in_axes must be four integers or None, for keys, X, y and learning_rate; "
@@ -1147,7 +1219,32 @@ KEY_ERRORS = [
         ONE_KEY,
     ),
     (lambda k: fit_many(0, X3, Y3, 0.1, **FIT), KEYS.format("int")),
-    (lambda k: fit_many(k, X3, Y3, 0.1, **FIT), MANY_KEYS),
+    (lambda k: fit_many(k, X3, Y3, 0.1, **FIT), MANY_KEYS.format("()")),
+    (
+        lambda k: fit_many(jax.random.split(k, (2, 3)), X3, Y3, 0.1, **FIT),
+        MANY_KEYS.format("(2, 3)"),
+    ),
+    (
+        lambda k: fit_many(jax.random.split(k, 3), X3, Y3, 0.1, params=PARAMS, **FIT),
+        MODELS.format("params", 3, 0, "()"),
+    ),
+    (
+        lambda k: fit_many(
+            jax.random.split(k, 3), X3, Y3, 0.1, in_axes=(0, None, None, 0), **FIT
+        ),
+        MODELS.format("learning_rate", 3, 0, "()"),
+    ),
+    (
+        lambda k: fit_many(
+            jax.random.split(k, 3), X3, Y3, 0.1, in_axes=(0, 1, None, None), **FIT
+        ),
+        MODELS.format("X", 3, 1, "(10, 2)"),
+    ),
+    (
+        lambda k: fit_many(k, X3, Y3, 0.1, in_axes=(None, None, -2, None), **FIT),
+        MODELS.format("y", "s", -2, "(10,)"),
+    ),
+    (lambda k: fit_many(k, X3, Y3, 0.1, in_axes=[None] * 4, **FIT), NO_MODELS),
     (
         lambda k: fit_many(
             jax.random.split(jax.random.key(0, impl="rbg"), 3), X3, Y3, 0.1, **FIT
@@ -1186,7 +1283,7 @@ KEY_ERRORS = [
     ),
 ]
 TYPE_ERRORS = ("real numbers", "got True", "got False", ".0. ", "'4'", "made by", "rbg")
-TYPE_ERRORS += ("dict", "dtype", "in_axes")
+TYPE_ERRORS += ("dict", "dtype", "four integers", "a function", "a tuple")
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, lambda f: jax.jit(jax.vmap(f))])
