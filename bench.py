@@ -8,8 +8,8 @@
 
 A is one model, B many models, C wider data, D growth with each size, fresh processes
 and memory, E where jaxlin loses, F where an accelerator overtakes the CPU.
-`pip install numba optax scikit-learn torch` brings the peers; without one, its rows
-say so. Tables go to stdout, progress to stderr.
+`pip install '.[bench]'` brings the peers; without one, its rows say so. Tables go to
+stdout, progress to stderr.
 
 The rules of measurement:
   - Placing the data, the first call (which compiles) and running are timed apart, and
