@@ -407,7 +407,7 @@ def test_sample_batch_is_uniform_and_its_draws_are_independent(impl):
         assert chi_square(pairs) < bound(n * n)
 
 
-@pytest.mark.parametrize("d", [1, 7, 8])  # laid out by columns, by columns, by rows
+@pytest.mark.parametrize("d", [1, 7, 8, 15, 16])  # by columns, but for 8 and 16
 def test_sample_batch_keeps_rows_and_targets_paired(d):
     X, y = data(n=1000, d=d, t=(2,))
     X_batch, y_batch = sample_batch(key(), X, y, 999)
@@ -588,9 +588,10 @@ def test_resuming_is_bit_for_bit_at_every_split(many, step, schedule):
         assert_equal((end, jnp.concatenate([a, b], axis=-1)), whole)
 
 
-@pytest.mark.parametrize("many", [False, True])
-@pytest.mark.parametrize("d", [2, 8])
-@pytest.mark.parametrize("t", [(), (2,)])
+@pytest.mark.parametrize(
+    ("many", "d", "t"),
+    [(False, 2, ()), (False, 8, (2,)), (True, 2, (2,)), (True, 8, ())],
+)
 def test_one_step_at_a_time_is_bit_for_bit_the_whole(many, d, t):
     """A program of one step needs its loop, outside which XLA rounds otherwise."""
     X, y = data(n=100, d=d, t=t)
@@ -876,8 +877,12 @@ def test_only_float64_computes_in_float64(x64, dtype):
         assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {
             jnp.dtype(expected)
         }
-    _, losses = fit_many(keys(2), X, y, 0.1, num_steps=3, batch_size=4)
-    assert losses.dtype == expected
+
+
+def test_integer_features_compute_in_float32_for_many_models_too(x64):
+    X, y = np.ones((5, 2), int), np.ones(5)
+    many = fit_many(keys(2), X, y, 0.1, num_steps=0, batch_size=4)
+    assert {leaf.dtype for leaf in jax.tree.leaves(many)} == {jnp.dtype("float32")}
 
 
 def test_float64_really_is_float64(x64):
