@@ -280,10 +280,11 @@ def fit(
             f"learning_rate must have shape () or (num_steps,) = ({num_steps},); "
             f"got {rate.shape}. To train at many rates use fit_many with in_axes."
         )
-    params = _check_start_params(params, step, loss)
+    _check_functions(loss, step)
+    params = _check_start_params(params, step)
     start = _check_start(start, num_steps)
     key = _check_key(key)
-    static = (num_steps, batch_size, loss, step, _steps_a_draw(key, batch_size))
+    static = (num_steps, batch_size, loss, step, isinstance(key, jax.core.Tracer))
     trained: tuple[Any, jax.Array]
     trained = _scan_steps(key, X, y, rate, params, start, static)
     return trained
@@ -293,7 +294,8 @@ def fit(
 def _scan_steps(
     key: Any, X: Any, y: Any, rate: Any, params: Any, start: Any, static: Any
 ) -> Any:
-    num_steps, batch_size, loss, update, block = static
+    num_steps, batch_size, loss, update, traced = static
+    block = 1 if traced else _steps_a_draw(key, batch_size)
     X, y = _as_data(X, y)
     init_key, batch_key = jax.random.split(key)
     # The loop takes the key as data: jax_debug_key_reuse with jax_enable_checks refuses
@@ -389,11 +391,11 @@ def fit_many(
     keys = _check_key(keys) if in_axes[0] is None else _check_keys(keys)
     num_steps = _check_integer("num_steps", num_steps, 0)
     batch_size = _check_integer("batch_size", batch_size, 1)
-    params = _check_start_params(params, step, loss)
+    _check_functions(loss, step)
+    params = _check_start_params(params, step)
     start = _check_start(start, num_steps)
     X, y = _check_real("X", X, jnp.float32), _check_real("y", y)
     inputs = (keys, X, y, _check_rate(learning_rate))
-    _check_models(inputs, in_axes, params)
     static = (tuple(in_axes), num_steps, batch_size, loss, step)
     trained: tuple[Any, jax.Array] = _map_fit(inputs, params, start, static)
     return trained
@@ -402,6 +404,7 @@ def fit_many(
 @functools.partial(jax.jit, static_argnums=3)
 def _map_fit(inputs: Any, params: Any, start: Any, static: Any) -> Any:
     in_axes, num_steps, batch_size, loss, update = static
+    _check_models(inputs, in_axes, params)
 
     def train(inputs: Any, params: Any) -> Any:
         return fit(
@@ -470,14 +473,13 @@ def _take_rows(X: jax.Array, y: jax.Array, rows: Any) -> tuple[jax.Array, jax.Ar
 
 
 def _steps_a_draw(key: jax.Array, batch_size: int) -> int:
-    """How many steps draw their rows together, which changes no row.
+    """How many steps of one model draw their rows together, which changes no row.
 
-    Hashing few words costs a CPU hardly less than hashing some 1,600. One by one go the
-    steps of a traced key, since it may stand for many models, which hash enough at each
-    step and would need memory for more, and of an rbg key, which jax.vmap would change.
+    Hashing few words costs a CPU hardly less than hashing some 1,600. Many models hash
+    enough at each step and would need memory for more, so fit leaves a key that was
+    traced, and may stand for many, out. jax.vmap would change what an rbg key draws.
     """
-    one_by_one = isinstance(key, jax.core.Tracer) or _is_rbg(key)
-    if one_by_one or jax.default_backend() != "cpu":
+    if _is_rbg(key) or jax.default_backend() != "cpu":
         return 1
     return max(1, 1600 // batch_size)
 
@@ -608,14 +610,17 @@ def _check_models(inputs: Any, in_axes: Any, params: Any) -> None:
             )
 
 
-def _check_start_params(params: Any, update: Any, loss: Any) -> Any:
-    """The default step trains every leaf; the state of another step is its own."""
+def _check_functions(loss: Any, update: Any) -> None:
     for name, function in (("loss", loss), ("step", update)):
         if not callable(function):
             raise TypeError(
                 f"{name} must be a function; got {function!r}. "
                 "The docstring of fit says what it takes and returns."
             )
+
+
+def _check_start_params(params: Any, update: Any) -> Any:
+    """The default step trains every leaf; the state of another step is its own."""
     if update is not step:
         return params
     return jax.tree.map(lambda leaf: _check_real("params", leaf), params)
