@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: MIT; the licence stands in full at the end of jaxlin.py.
 """Time jaxlin beside what one would use instead, on the same work, in one run.
 
-    python bench.py                 everything, 10 rounds, in some minutes
+    python bench.py                 all tables, 10 rounds, in some minutes
     python bench.py --quick         less of everything and 3 rounds, within one
     python bench.py --tables AB     some of the tables
+    python bench.py --plot FILE     speed against the number of models, as a picture;
+                                    no tables but those that --tables names
     python bench.py --json FILE     the numbers, to FILE as well
 
-A is one model, B many models, C wider data, D growth with each size, fresh processes
-and memory, E where jaxlin loses, F where an accelerator overtakes the CPU.
-`pip install '.[bench]'` brings the peers; without one, its rows say so. Tables go to
-stdout, progress to stderr.
+A is one model, B many models, C more features, D growth with each size and a sweep of
+penalties, E fresh processes and memory, F where an accelerator overtakes the CPU.
+`pip install '.[bench]'` brings the peers, `'.[examples]'` what draws the picture;
+without one, its rows say so. Tables go to stdout, progress to stderr.
 
 The rules of measurement:
-  - Placing the data, the first call (which compiles) and running are timed apart, and
+  - The data are placed beforehand. The first call, which compiles, is timed apart, and
     a call ends when its result is there (jax.block_until_ready).
   - Contestants take turns, round by round, so that a disturbance meets all of them.
     Ratios are of the least times, since noise only adds; the median shows the noise.
@@ -32,22 +34,24 @@ import json
 import math
 import os
 import pathlib
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 import jaxlin
 
 TOLERANCE = 1.25
 FLOOR = "numba, one thread"
+COLORS = ("#0072b2", "#4a90c4", "#d55e00", "#00805c", "#555555")
+PEERS = ("optax", "torch", "scikit-learn", "numba")
 
 
 # The work, and its measurement.
@@ -59,8 +63,16 @@ def make_task(n=1000, d=2, batch=100, steps=5000, models=None):
     X = rng.standard_normal((n, d), np.float32)
     w = rng.standard_normal(d, np.float32) / np.sqrt(d)
     y = (X @ w + 1 + 0.3 * rng.standard_normal(n)).astype(np.float32)
+    shape = () if models is None else (models,)
+    params = {"w": np.zeros((*shape, d), np.float32), "b": np.zeros(shape, np.float32)}
     task = {"X": X, "y": y, "batch": batch, "rate": 0.02, "steps": steps}
-    return task | {"models": models}
+    return task | {"shape": shape, "params": params}
+
+
+def describe(task):
+    n, d = task["X"].shape
+    models = "".join(f", {s:,} models" for s in task["shape"])
+    return f"n = {n:,}, d = {d}, batches of {task['batch']}{models}"
 
 
 def rmse_ratio(task, w, b):
@@ -74,43 +86,41 @@ def rmse_ratio(task, w, b):
     return float(np.max(errors) / abs(R[-1, -1]))  # NaN stays NaN
 
 
-def measure(title, entries, rounds):
-    """Run each (name, task, contestant) of entries; return a dict of numbers for each.
+def measure(entries, rounds):
+    """Run each (name, task, contestant) of entries; return a row of numbers for each.
 
-    A contestant is a generator function of a task. It imports and prepares, yields;
-    places the data, yields; then each next() is one call, which yields w and b.
+    A contestant is a generator function of a task. It imports, prepares and places the
+    data, then yields; from then on each next() is one call, which yields w and b.
     """
-    report(f"{title}, first calls")
     rows, running = [], []
     for name, task, contestant in entries:
-        models = task["models"] or 1
-        row = {"contestant": name, "steps": task["steps"], "models": models}
+        print(f"  {name}", file=sys.stderr)
+        row, run = {"name": name, "steps": task["steps"]}, contestant(task)
         rows.append(row)
-        run = contestant(task)
         try:
             next(run)
         except (ImportError, ValueError) as error:
-            row["skipped"] = str(error).split(". ")[0]
+            row["note"] = "skipped: " + str(error).split(". ")[0]
             continue
-        row["transfer_s"], _ = timed(run)
-        row["first_s"], _ = timed(run)
-        report(f"  {name}: {row['first_s']:.2f} s")
+        row["first s"], _ = timed(run)
         running.append((row, task, run, []))
-    report(f"  {rounds} rounds:", end="")
-    for index in range(rounds):
-        results = []
-        for *_, run, seconds in running:
-            elapsed, params = timed(run)
-            seconds.append(elapsed)
-            results.append(params)
-        report(f" {index + 1}", end="")
-    report("")
-    for (row, task, _, seconds), params in zip(running, results, strict=True):
-        row["rmse_ratio"] = rmse_ratio(task, *params)
-        if row["rmse_ratio"] <= TOLERANCE:
-            us = 1e6 / (row["steps"] * row["models"])
-            row["least_us"] = us * min(seconds)
-            row["median_us"] = us * statistics.median(seconds)
+    for _ in range(rounds):
+        for *_, run, calls in running:
+            calls.append(timed(run))
+    for row, task, _, calls in running:
+        seconds, params = zip(*calls, strict=True)
+        row["RMSE ratio"] = rmse_ratio(task, *params[-1])
+        if not row["RMSE ratio"] <= TOLERANCE:
+            row["note"] = f"WRONG: RMSE {row['RMSE ratio']:.3g} x least squares"
+            continue
+        us = 1e6 / (task["steps"] * math.prod(task["shape"]))
+        row["least us"] = us * min(seconds)
+        row["median us"] = us * float(np.median(seconds))
+    least = {row["name"]: row["least us"] for row in rows if "least us" in row}
+    for column, other in (("/ first", rows[0]["name"]), ("/ numba", FLOOR)):
+        for row in rows:
+            if other in least and "least us" in row:
+                row[column] = row["least us"] / least[other]
     return rows
 
 
@@ -120,20 +130,29 @@ def timed(run):
     return time.perf_counter() - began, result
 
 
-def report(line, end="\n"):
-    print(line, end=end, file=sys.stderr, flush=True)
+def show(title, rows):
+    """Print rows, which are dicts of a name and either a note or numbers by column."""
+    columns = list(dict.fromkeys(itertools.chain(*rows)))
+    columns = [column for column in columns if column not in ("name", "note")]
+    print(f"\n{title}\n{'':32}" + "".join(f"{column:>11}" for column in columns))
+    for row in rows:
+        cells = "".join(f"{as_text(row.get(column)):>11}" for column in columns)
+        print(f"{row['name']:32}" + ("  " + row["note"] if "note" in row else cells))
+
+
+def as_text(number):
+    if isinstance(number, float) and number < 100:
+        return f"{number:#.3g}"
+    return "" if number is None else f"{number:,.0f}"
 
 
 # The contestants.
 
 
 def jaxlin_sgd(task, devices=None, impl=None):
-    keys = make_keys(task, impl)
-    train = jaxlin.fit if task["models"] is None else jaxlin.fit_many
+    train = jaxlin.fit_many if task["shape"] else jaxlin.fit
     options = {"num_steps": task["steps"], "batch_size": task["batch"]}
-    place(task, keys, devices)  # compiles what is then only a transfer
-    yield
-    X, y, keys, params = place(task, keys, devices)
+    X, y, keys, params = place(task, devices, impl)
     yield
     for start in itertools.count(0, task["steps"]):
         result = train(keys, X, y, task["rate"], params=params, start=start, **options)
@@ -141,8 +160,27 @@ def jaxlin_sgd(task, devices=None, impl=None):
         yield params["w"], params["b"]
 
 
-def jaxlin_philox(task):
-    return jaxlin_sgd(task, impl="philox2x32")
+jaxlin_philox = functools.partial(jaxlin_sgd, impl="philox2x32")
+
+
+def jaxlin_loop(task, compiled=False):
+    """A Python loop over the pieces; each call takes the same keys, made beforehand."""
+
+    def body(params, key, X, y):
+        batch = jaxlin.sample_batch(key, X, y, task["batch"])
+        return jaxlin.step(params, *batch, task["rate"])
+
+    body = jax.jit(body) if compiled else body
+    X, y, key, params = place(task)
+    keys = list(jax.random.split(key, task["steps"]))
+    yield
+    while True:
+        losses = []
+        for key in keys:
+            params, loss = body(params, key, X, y)
+            losses.append(loss)
+        jax.block_until_ready(losses)
+        yield params["w"], params["b"]
 
 
 def optax_scan(task, devices=None):
@@ -151,14 +189,11 @@ def optax_scan(task, devices=None):
 
     optimiser = optax.sgd(task["rate"])
 
-    def loss(params, X, y):
-        return jnp.sqrt(jnp.mean((X @ params["w"] + params["b"] - y) ** 2))
-
     def train(key, start, params, X, y):
         def body(carry, key):
             params, state = carry
             rows = jax.random.randint(key, (task["batch"],), 0, len(X))
-            value, gradient = jax.value_and_grad(loss)(params, X[rows], y[rows])
+            value, gradient = jax.value_and_grad(own_rmse)(params, X[rows], y[rows])
             updates, state = optimiser.update(gradient, state)
             return (optax.apply_updates(params, updates), state), value
 
@@ -166,53 +201,41 @@ def optax_scan(task, devices=None):
         (params, _), losses = jax.lax.scan(body, (params, optimiser.init(params)), keys)
         return params, losses
 
-    if task["models"] is not None:
-        train = jax.vmap(train, in_axes=(0, None, 0, None, None))
-    train, keys = jax.jit(train), make_keys(task)
-    place(task, keys, devices)  # compiles what is then only a transfer
-    yield
-    X, y, keys, params = place(task, keys, devices)
+    mapped = jax.vmap(train, (0, None, 0, None, None)) if task["shape"] else train
+    train = jax.jit(mapped)
+    X, y, keys, params = place(task, devices)
     yield
     for start in itertools.count():
         params, _ = jax.block_until_ready(train(keys, start, params, X, y))
         yield params["w"], params["b"]
 
 
-def make_keys(task, impl=None):
-    key, s = jax.random.key(0, impl=impl), task["models"]
-    return jax.block_until_ready(key if s is None else jax.random.split(key, s))
+def own_rmse(params, X, y):
+    return jnp.sqrt(jnp.mean((X @ params["w"] + params["b"] - y) ** 2))
 
 
-def place(task, keys, devices):
+def place(task, devices=None, impl=None):
     """X, y, keys and zero params: on the one device, or split by model over several."""
     devices = devices or jax.devices()[:1]
     shared = split = devices[0]
-    shape = () if task["models"] is None else (task["models"],)
     if len(devices) > 1:
         # As many of the devices as divide the models evenly.
-        count = max(k for k in range(1, len(devices) + 1) if task["models"] % k == 0)
-        mesh = jax.make_mesh(
-            (count,), ("s",), axis_types=(AxisType.Auto,), devices=devices[:count]
-        )
+        count = max(k for k in range(1, len(devices) + 1) if task["shape"][0] % k == 0)
+        mesh = Mesh(devices[:count], ("s",))  # of Auto axes
         shared = NamedSharding(mesh, PartitionSpec())
         split = NamedSharding(mesh, PartitionSpec("s"))
-    w = np.zeros((*shape, task["X"].shape[1]), np.float32)
-    params = {"w": w, "b": np.zeros(shape, np.float32)}
+    keys = jax.random.split(jax.random.key(0, impl=impl), task["shape"])
     data = jax.device_put((task["X"], task["y"]), shared)
-    return jax.block_until_ready((*data, *jax.device_put((keys, params), split)))
+    of_models = jax.device_put((keys, task["params"]), split)
+    return jax.block_until_ready((*data, *of_models))
 
 
 def plain_loop(task):
     """The loop one writes first: a jitted loss, its gradient taken outside of jit."""
 
-    @jax.jit
-    def loss(params, X, y):
-        return jnp.sqrt(jnp.mean((X @ params["w"] + params["b"] - y) ** 2))
-
-    X, y = task["X"], task["y"]
-    params = {"w": np.zeros(X.shape[1], np.float32), "b": np.float32(0)}
+    loss = jax.jit(own_rmse)
+    X, y, params = task["X"], task["y"], dict(task["params"])
     rng = np.random.RandomState(0)
-    yield
     yield
     while True:
         for _ in range(task["steps"]):
@@ -223,93 +246,58 @@ def plain_loop(task):
         yield params["w"], params["b"]
 
 
-def numpy_loop(task):
-    X, y, m, rate = task["X"], task["y"], task["batch"], np.float32(task["rate"])
-    w, b = np.zeros(X.shape[1], np.float32), np.float32(0)
-    rng = np.random.RandomState(0)
-    yield
-    yield
-    while True:
-        losses = np.empty(task["steps"], np.float32)
-        for i in range(task["steps"]):
-            rows = rng.randint(len(X), size=m)
-            X_batch = X[rows]
-            residuals = X_batch @ w + b - y[rows]
-            losses[i] = loss = np.sqrt(residuals @ residuals / np.float32(m))
-            scale = rate / (np.float32(m) * loss)
-            w = w - scale * (residuals @ X_batch)
-            b = b - scale * residuals.sum()
-        yield w, b
-
-
-def numpy_einsum(task):
-    """All models at once: the closed-form gradient, with an axis of s in front."""
-    X, y, m, s = task["X"], task["y"], task["batch"], task["models"]
-    w, b = np.zeros((s, X.shape[1]), np.float32), np.zeros(s, np.float32)
+def numpy_sgd(task):
+    """The closed-form gradient, with an axis of s in front if there are many models."""
+    X, y, m = task["X"], task["y"], np.float32(task["batch"])
+    shape, (w, b) = task["shape"], task["params"].values()
+    # For one model einsum would be several times slower than a product.
+    forward = functools.partial(np.einsum, "smd,sd->sm") if shape else np.matmul
+    backward = functools.partial(np.einsum, "sm,smd->sd") if shape else np.matmul
     rng = np.random.default_rng(0)
     yield
-    yield
     while True:
-        losses = np.empty((task["steps"], s), np.float32)
+        losses = np.empty((task["steps"], *shape), np.float32)
         for i in range(task["steps"]):
-            rows = rng.integers(len(X), size=(s, m), dtype=np.int32)
+            rows = rng.integers(len(X), size=(*shape, task["batch"]), dtype=np.int32)
             X_batch = X[rows]
-            residuals = np.einsum("smd,sd->sm", X_batch, w) + b[:, None] - y[rows]
-            losses[i] = loss = np.sqrt(np.mean(residuals**2, axis=1))
-            scale = np.float32(task["rate"]) / (np.float32(m) * loss)
-            w = w - scale[:, None] * np.einsum("smd,sm->sd", X_batch, residuals)
-            b = b - scale * residuals.sum(axis=1)
+            residuals = forward(X_batch, w) + b[..., None] - y[rows]
+            losses[i] = loss = np.sqrt((residuals**2).sum(axis=-1) / m)
+            scale = np.float32(task["rate"]) / (m * loss)
+            w = w - scale[..., None] * backward(residuals, X_batch)
+            b = b - scale * residuals.sum(axis=-1)
         yield w, b
 
 
-def torch_loop(task):
+def numpy_lstsq(task):
+    """No SGD: the whole problem, exactly, as one step."""
+    A = np.column_stack([task["X"], np.ones_like(task["y"])])
+    yield
+    while True:
+        *w, b = np.linalg.lstsq(A, task["y"])[0]
+        yield w, b
+
+
+def torch_sgd(task):
+    """Many models by one backward call: the gradient of the sum of their losses."""
     import torch
 
-    torch.set_num_threads(1)  # such small arrays gain nothing from more
-    yield
-    X, y = torch.from_numpy(task["X"]), torch.from_numpy(task["y"])
-    yield
-    w = torch.zeros(X.shape[1], requires_grad=True)
-    b = torch.zeros((), requires_grad=True)
+    # Arrays as small as those of one model gain nothing from more threads.
+    torch.set_num_threads(os.cpu_count() if task["shape"] else 1)
+    X, y = torch.tensor(task["X"]), torch.tensor(task["y"])
+    w, b = (torch.tensor(p, requires_grad=True) for p in task["params"].values())
     optimiser = torch.optim.SGD([w, b], lr=task["rate"])
+    yield
     while True:
         losses = []
         for _ in range(task["steps"]):
-            rows = torch.randint(len(X), (task["batch"],))
+            rows = torch.randint(len(X), (*task["shape"], task["batch"]))
             optimiser.zero_grad()
-            loss = (X[rows] @ w + b - y[rows]).square().mean().sqrt()
-            loss.backward()
+            residuals = (X[rows] * w[..., None, :]).sum(-1) + b[..., None] - y[rows]
+            loss = residuals.square().mean(-1).sqrt()
+            loss.sum().backward()
             optimiser.step()
             losses.append(loss.detach())
         yield w.detach(), b.detach()
-
-
-def torch_func(task):
-    """All models at once: torch.func.vmap over the gradient of a functional loss."""
-    import torch
-
-    torch.set_num_threads(os.cpu_count())
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    device = device if torch.cuda.is_available() else "cpu"
-    s, size = task["models"], (task["models"], task["batch"])
-
-    def loss(params, X, y):
-        return (X @ params["w"] + params["b"] - y).square().mean().sqrt()
-
-    gradient_and_loss = torch.func.vmap(torch.func.grad_and_value(loss))
-    yield
-    X, y = (torch.from_numpy(task[name]).to(device) for name in "Xy")
-    params = {"w": torch.zeros((s, X.shape[1])), "b": torch.zeros(s)}
-    params = {name: value.to(device) for name, value in params.items()}
-    yield
-    while True:
-        losses = []
-        for _ in range(task["steps"]):
-            rows = torch.randint(len(X), size, device=device)
-            gradient, value = gradient_and_loss(params, X[rows], y[rows])
-            params = {k: params[k] - task["rate"] * gradient[k] for k in params}
-            losses.append(value)
-        yield params["w"].cpu(), params["b"].cpu()
 
 
 def sklearn_sgd(task):
@@ -317,14 +305,10 @@ def sklearn_sgd(task):
     from sklearn.linear_model import SGDRegressor
 
     X, y = task["X"], task["y"]
+    passes = task["steps"] * task["batch"] // len(X)
     model = SGDRegressor(
-        penalty=None,
-        learning_rate="constant",
-        eta0=0.001,
-        max_iter=task["steps"] * task["batch"] // len(X),
-        tol=None,
+        penalty=None, tol=None, learning_rate="constant", eta0=0.001, max_iter=passes
     )
-    yield
     yield
     while True:
         model.fit(X, y)
@@ -332,12 +316,23 @@ def sklearn_sgd(task):
 
 
 def numba_loop(task, parallel=False):
-    """By hand in native code, with a generator, xorshift64*, for each model."""
-    import numba
-
-    X, y, m, s = task["X"], task["y"], task["batch"], task["models"] or 1
+    X, w, b = task["X"], *(np.copy(p) for p in task["params"].values())
+    w, b = np.atleast_2d(w), np.atleast_1d(b)
     # XLA compiles every shape in; here that pays for few features, whose loops unroll.
     few = X.shape[1] if X.shape[1] < 8 else None
+    train_all = compile_native(task["batch"], few, parallel)
+    states = np.random.default_rng(0).integers(1, 2**63, len(b), np.uint64)
+    yield
+    while True:
+        losses = np.empty((len(b), task["steps"]), np.float32)
+        train_all(X, task["y"], w, b, states, np.float32(task["rate"]), losses)
+        yield w, b
+
+
+@functools.cache
+def compile_native(m, few, parallel):
+    """By hand in native code, with a generator, xorshift64*, for each model."""
+    import numba
 
     @numba.njit
     def train(X, y, w, b, state, rate, losses):
@@ -371,48 +366,33 @@ def numba_loop(task, parallel=False):
         for i in numba.prange(len(b)):
             b[i], states[i] = train(X, y, w[i], b[i], states[i], rate, losses[i])
 
-    w, b = np.zeros((s, X.shape[1]), np.float32), np.zeros(s, np.float32)
-    states = np.random.default_rng(0).integers(1, 2**63, s, np.uint64)
-    yield
-    yield
-    while True:
-        losses = np.empty((s, task["steps"]), np.float32)
-        train_all(X, y, w, b, states, np.float32(task["rate"]), losses)
-        yield w, b
+    return train_all
 
 
-def numpy_lstsq(task):
-    A = np.column_stack([task["X"], np.ones_like(task["y"])])
-    yield
-    yield
-    while True:
-        *w, b = np.linalg.lstsq(A, task["y"])[0]
-        yield w, b
-
-
-# The tables. Each prints itself and returns its rows.
-
-
-def one_model(task):
-    slow = task | {"steps": 200}
-    return [
-        ("jaxlin", task, jaxlin_sgd),
-        ("jaxlin, philox2x32 keys", task, jaxlin_philox),
-        ("optax in a scan", task, optax_scan),
-        ("plain loop, jax.grad", slow, plain_loop),
-        ("plain loop, NumPy", task, numpy_loop),
-        ("PyTorch loop", slow, torch_loop),
-        ("scikit-learn SGDRegressor", task, sklearn_sgd),
-        (FLOOR, task, numba_loop),
-    ]
+# The tables. Each yields a title and rows for `show`, as often as it likes.
 
 
 def table_a(quick, rounds):
     task = make_task()
-    rows = measure("A", one_model(task), rounds)
-    show(f"A. One model: {describe(task)}", rows)
-    print("scikit-learn steps row by row: its step here is as many rows as a batch.")
-    return rows
+    yield f"A. One model: {describe(task)}", measure(one_model(task), rounds)
+
+
+def one_model(task):
+    slow = task | {"steps": 300}
+    return [
+        ("jaxlin", task, jaxlin_sgd),
+        ("jaxlin, philox2x32 keys", task, jaxlin_philox),
+        ("jaxlin, own jit", slow, functools.partial(jaxlin_loop, compiled=True)),
+        ("jaxlin, composed by hand", slow, jaxlin_loop),
+        ("optax in a scan", task, optax_scan),
+        ("plain loop, jax.grad", slow, plain_loop),
+        ("NumPy loop", task, numpy_sgd),
+        ("PyTorch loop", slow, torch_sgd),
+        # A step of its own is a row: here one is as many as a batch has.
+        ("scikit-learn SGDRegressor", task, sklearn_sgd),
+        (FLOOR, task, numba_loop),
+        ("lstsq: all, as one step", task | {"steps": 1}, numpy_lstsq),
+    ]
 
 
 def table_b(quick, rounds):
@@ -425,241 +405,209 @@ def table_b(quick, rounds):
         ("jaxlin, one device, philox2x32", task, jaxlin_philox),
         ("optax under vmap, one device", task, optax_scan),
         ("optax under vmap, all cores", task, functools.partial(optax_scan, **cores)),
-        ("torch.func under vmap", slow, torch_func),
-        ("NumPy einsum", slow, numpy_einsum),
+        ("PyTorch on the CPU", slow, torch_sgd),
+        ("NumPy einsum", slow, numpy_sgd),
         (FLOOR, task, numba_loop),
         ("numba, all cores", task, functools.partial(numba_loop, parallel=True)),
     ]
-    rows = measure("B", entries, rounds)
-    show(f"B. {task['models']:,} models: {describe(task)}", rows)
-    return rows
+    yield f"B. Many models: {describe(task)}", measure(entries, rounds)
 
 
 def table_c(quick, rounds):
-    tables = {}
-    for d in (32,) if quick else (32, 256):
+    for d in () if quick else (32, 256):
         # scikit-learn takes whole passes over the rows: here 64.
         task = make_task(n=10_000, d=d, batch=256, steps=2500)
-        rows = measure(f"C, d = {d}", one_model(task), rounds)
-        show(f"C. Wider: {describe(task)}", rows)
-        tables[f"d = {d}"] = rows
-    return tables
+        yield f"C. One model: {describe(task)}", measure(one_model(task), rounds)
+    for d in (12,) if quick else (2, 12, 32):
+        task = make_task(d=d, steps=500, models=64)
+        entries = [
+            ("jaxlin, one device", task, jaxlin_sgd),
+            ("optax under vmap, one device", task, optax_scan),
+            (FLOOR, task, numba_loop),
+        ]
+        yield f"C. Many models: {describe(task)}", measure(entries, rounds)
 
 
-def table_d(quick, rounds, fresh):
+def table_d(quick, rounds):
     axes = {
+        "models": (1, 4, 16, 64, 256, 1024, 4096, 16_384),
         "steps": (5000, 20_000, 80_000, 200_000),
         "n": (1000, 10_000, 100_000, 1_000_000),
         "d": (2, 8, 32, 128, 512),
         "batch": (10, 32, 100, 316, 1000),
-        "models": (1, 4, 16, 64, 256, 1024, 4096, 16_384),
     }
-    flat_from = {"steps": 5000, "models": 1024}
-    if quick:
-        axes = {axis: axes[axis][:2] for axis in flat_from}
-    tables = dict(fresh)
     for axis, values in axes.items():
-        entries = {}
-        for value in values:
+        entries = []
+        for value in values[:2] if quick else values:
             steps = min(5000, 2**18 // value) if axis == "models" else 5000
             task = make_task(**{"steps": steps, axis: value})
-            entries[value] = (f"{axis} = {value:,}", task, jaxlin_sgd)
-        rows = measure(f"D, {axis}", entries.values(), rounds)
-        show(f"D. Growth with {axis}: jaxlin on one device", rows)
-        tables[axis] = rows
-        least = {v: row.get("least_us") for v, row in zip(entries, rows, strict=True)}
-        first, last = least.get(flat_from.get(axis)), rows[-1].get("least_us")
-        if first and last:
-            ratio = tables[f"{axis}, last to first"] = last / first
-            print(f"last / {axis} = {flat_from[axis]:,}: {ratio:.2f}, where 1 is flat")
-    print("\nD. A fresh process: seconds, the fastest of its runs")
-    print(
-        "compilation cache   start and import  first call  second call  to first result"
+            entries.append((f"{axis} = {value:,}", task, jaxlin_sgd))
+        yield f"D. Growth with {axis}: jaxlin on one device", measure(entries, rounds)
+    yield "D. A sweep of penalties, 1,000 steps each", list(sweep(quick))
+
+
+def sweep(quick):
+    """Penalties as data, or each in a function that compiles for itself."""
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: events.append(event)
     )
-    for name, row in fresh["first_result"].items():
-        print(f"{name:20}{row['import']:16.2f}{row['first']:12.2f}", end="")
-        print(f"{row['second']:13.4f}{row['total']:17.2f}")
-    memory = "\nD. Peak memory of {models:,} models x {steps:,} steps: {peak_mb:.0f} MB"
-    memory += ", {before_mb:.0f} MB of it before the first call"
-    print(memory.format(**fresh["memory"]))
-    return tables
+    X, y, key, _ = place(make_task())
+    penalties = np.geomspace(1e-4, 1, 100, dtype=np.float32)
+
+    def ridge(penalty, params, X, y):
+        return jaxlin.mse(params, X, y) + penalty * jnp.sum(params["w"] ** 2)
+
+    def train(partial, penalty):
+        return jaxlin.fit(key, X, y, 0.02, loss=partial(ridge, penalty))
+
+    few = 3 if quick else 10
+    ways = {"as data": (Partial, 100), "each compiled in": (functools.partial, few)}
+    for name, (partial, count) in ways.items():
+        events.clear()
+        began = time.perf_counter()
+        jax.block_until_ready([train(partial, p) for p in penalties[:count]])
+        row = {"name": name, "penalties": count, "s": time.perf_counter() - began}
+        compiled = events.count("/jax/core/compile/backend_compile_duration")
+        yield row | {"compiled": compiled, "s each": row["s"] / count}
 
 
-def table_e(quick, rounds):
-    task = make_task()
-    once = task | {"steps": 1}
-    entries = [("jaxlin", task, jaxlin_sgd), ("numpy.linalg.lstsq", once, numpy_lstsq)]
-    rows = measure("E", entries, rounds)
-    for row in rows:
-        for us in {"least_us", "median_us"} & row.keys():
-            row[us] *= row["steps"]
-    show(f"E. Where jaxlin loses: all of one problem, {describe(task)}", rows)
-    return rows
+def table_e(quick):
+    """Fresh processes without and with a compilation cache: time and memory."""
+    without = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    settings = {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    models = 256 if quick else 4096
+    with tempfile.TemporaryDirectory() as cache:
+        settings["JAX_COMPILATION_CACHE_DIR"] = cache
+        rows = [
+            in_child("one model, no cache", without),
+            in_child("one model, cache empty", settings),
+            in_child("one model, cache filled", settings),
+            in_child(f"{models:,} models, no cache", without, models=models),
+        ]
+    yield "E. Fresh processes, 1,000 steps", rows
 
 
-def table_f(quick, rounds):
-    if jax.default_backend() == "cpu":
-        print("\nF. Where the accelerator overtakes the CPU: skipped, there is none")
-        return []
-    places = {"device": jax.devices()[:1], "CPU": jax.devices("cpu")}
-    entries = []
-    for models in (4**power for power in range(6 if quick else 10)):
-        task = make_task(steps=max(16, min(1000, 2**20 // models)), models=models)
-        for name, devices in places.items():
-            run = functools.partial(jaxlin_sgd, devices=devices)
-            entries.append((f"{models:,} models, {name}", task, run))
-    rows = measure("F", entries, rounds)
-    print("\nF. Many models: thousands of model-steps a second; us per step of all")
-    print("   models      device         CPU   device us      CPU us")
-    overtakes = None  # from which count on the device is always faster
-    for device, cpu in zip(rows[::2], rows[1::2], strict=True):
-        models = device["models"]
-        us = [row.get("least_us", math.nan) for row in (device, cpu)]
-        overtakes = (overtakes or models) if us[0] < us[1] else None
-        print(f"{models:9,}{1e3 / us[0]:12,.0f}{1e3 / us[1]:12,.0f}", end="")
-        print(f"{us[0] * models:12,.1f}{us[1] * models:12,.1f}")
-    print(f"The device overtakes the CPU at: {overtakes or 'none of these'} models")
-    return rows
-
-
-def describe(task):
-    n, d = task["X"].shape
-    return f"n = {n:,}, d = {d}, batches of {task['batch']}, {task['steps']:,} steps"
-
-
-def show(title, rows):
-    least = {row["contestant"]: row.get("least_us") for row in rows}
-    against = [least[rows[0]["contestant"]], least.get(FLOOR)]
-    print(f"\n{title}\n{'':31}  steps   place  first      least     median", end="")
-    print(f"  / first          RMSE\n{'':31} a call      ms call s", end="")
-    print("         us         us      row  / numba  ratio")
-    for row in rows:
-        name, us = row["contestant"], row.get("least_us")
-        if "skipped" in row:
-            print(f"{name:31}  skipped: {row['skipped']}")
-        elif us is None:
-            print(f"{name:31}  WRONG: RMSE {row['rmse_ratio']:.3g} x least squares")
-        else:
-            ratios = [us / other if other else 0 for other in against]
-            first, floor = (
-                f"{x:,.0f}" if x >= 100 else f"{x:.3g}" if x else "" for x in ratios
-            )
-            print(f"{name:31}{row['steps']:7,}{1e3 * row['transfer_s']:8.2f}", end="")
-            print(f"{row['first_s']:7.2f}{us:11,.3f}{row['median_us']:11,.3f}", end="")
-            print(f"{first:>9}{floor:>9}{row['rmse_ratio']:7.2f}")
-
-
-# Fresh processes.
-
-
-def fresh_processes(quick):
-    """Time to the first result without and with a compilation cache; peak memory."""
-    report("D, fresh processes")
-    runs = {name: [] for name in ("none", "empty", "filled before")[quick:]}
-    for _ in range(1 if quick else 3):
-        with tempfile.TemporaryDirectory() as cache:
-            settings = {
-                "JAX_COMPILATION_CACHE_DIR": cache,
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            }
-            for name, rows in runs.items():
-                unused = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-                chosen = unused if name == "none" else settings
-                rows.append(in_child({"steps": 1000}, chosen))
-    sizes = {"models": 256 if quick else 4096, "steps": 100 if quick else 1000}
-    memory = sizes | in_child(sizes, {})
-    best = {k: min(v, key=lambda row: row["total"]) for k, v in runs.items()}
-    return {"first_result": best, "memory": memory}
-
-
-def in_child(sizes, settings):
-    """What fresh_process prints in a Python process of its own."""
+def in_child(name, settings, **sizes):
+    """A row of what fresh_process prints in a Python process of its own."""
     code = f"import bench; bench.fresh_process({time.time()}, {sizes})"
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=pathlib.Path(__file__).parent,
-        env=os.environ | settings,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return json.loads(found.stdout)
+    command, here = [sys.executable, "-c", code], pathlib.Path(__file__).parent
+    found = subprocess.check_output(command, cwd=here, env=os.environ | settings)
+    return {"name": name} | json.loads(found)
 
 
 def fresh_process(launched, sizes):
     import resource
 
-    def peak_mb():
-        """Of the accelerator's own memory, where it counts that."""
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        resident *= 1 if sys.platform == "darwin" else 1024
-        counted = jax.local_devices()[0].memory_stats() or {}
-        return counted.get("peak_bytes_in_use", resident) / 2**20
-
-    row = {"import": time.time() - launched}
-    run = jaxlin_sgd(make_task(**sizes))
+    row = {"import s": time.time() - launched}
+    run = jaxlin_sgd(make_task(steps=1000, **sizes))
     next(run)
-    next(run)
-    row["before_mb"] = peak_mb()
-    row["first"], _ = timed(run)
-    row["total"] = time.time() - launched
-    row["peak_mb"] = peak_mb()
-    row["second"], _ = timed(run)
+    row["first s"], _ = timed(run)
+    row["second s"], _ = timed(run)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on Linux
+    # Of the accelerator's own memory, where it counts that.
+    counted = jax.local_devices()[0].memory_stats() or {}
+    row["peak MB"] = counted.get("peak_bytes_in_use", 1024 * resident) / 2**20
     print(json.dumps(row))
 
 
+def table_f(quick, rounds):
+    title = "F. Where an accelerator overtakes the CPU, by the number of models"
+    if jax.default_backend() == "cpu":
+        yield title, [{"name": "accelerator", "note": "skipped: there is none"}]
+        return
+    on_cpu = functools.partial(jaxlin_sgd, devices=jax.devices("cpu"))
+    series = {"accelerator": jaxlin_sgd, "CPU": on_cpu}
+    yield title, by_models(series, [4**k for k in range(6 if quick else 10)], rounds)
+
+
+def by_models(series, counts, rounds):
+    """Rows of each contestant of series, measured for each of counts on its own."""
+    rows = []
+    for count in counts:
+        # Few steps for many models, but all calls together reach least squares.
+        task = make_task(steps=min(5000, max(40, 2**18 // count)), models=count)
+        entries = [(name, task, run) for name, run in series.items()]
+        rows += [{"models": count} | row for row in measure(entries, rounds)]
+    return rows
+
+
+def plot(file, quick, rounds):
+    """Model-steps a second against the number of models, drawn to `file`."""
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+
+    rcParams.update({"font.size": 13, "axes.grid": True, "grid.color": "#dddddd"})
+    cores = functools.partial(jaxlin_sgd, devices=jax.devices("cpu"))
+    series = {
+        "jaxlin, all cores": cores,
+        "jaxlin, one device": jaxlin_sgd,
+        "optax under vmap": optax_scan,
+        "NumPy einsum": numpy_sgd,
+        FLOOR: numba_loop,
+    }
+    counts = [4**power for power in range(4 if quick else 8)]
+    rows = by_models(series, counts, min(rounds, 4))
+    yield f"Speed by the number of models: {describe(make_task())}", rows
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    ends, place = [], -1
+    for i, (name, color) in enumerate(zip(series, COLORS, strict=True)):
+        speeds = [1e6 / row.get("least us", np.nan) for row in rows[i :: len(series)]]
+        axes.loglog(counts, speeds, "o-", color=color, linewidth=2.5)
+        ends.append((np.log(speeds[-1]), name, color))
+    # The name at the end of each line, and apart from the one below.
+    bottom, top = np.log(axes.get_ylim())
+    for end, name, color in sorted(ends):
+        place = max((end - bottom) / (top - bottom), place + 0.07)
+        axes.text(1.02, place, name, transform=axes.transAxes, color=color)
+    axes.set(xlabel="models trained at once", ylabel="model-steps a second")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    figure.savefig(file, dpi=160)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="end within a minute")
-    parser.add_argument("--tables", default="ABCDEF", help="some of ABCDEF")
+    parser.add_argument("--tables", help="some of ABCDEF; by default all, or the plot")
+    parser.add_argument("--plot", metavar="FILE", help="draw speed by models to FILE")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE too")
     options = parser.parse_args()
-    sys.stdout.reconfigure(line_buffering=True)
+    names = options.tables or ("" if options.plot else "ABCDEF")
     quick, rounds = options.quick, 3 if options.quick else 10
+    sys.stdout.reconfigure(line_buffering=True)
     # First of all: on Linux a child's peak memory starts at that of its parent, which
     # is still small, and the accelerator's memory is still free.
-    fresh = fresh_processes(quick) if "D" in options.tables else None
+    fresh = list(table_e(quick)) if "E" in names else []
     # One CPU device a core, for keys split over them. It was measured not to slow
     # what runs on one of them: they share one pool of threads.
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
-    machine = {
-        "device": jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
-        "cores": os.cpu_count(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "rounds": rounds,
-    }
-    for name in ("jax", "jaxlib", "numpy", "optax", "torch", "scikit-learn", "numba"):
-        try:
-            machine[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            machine[name] = "not installed"
+    found = importlib.metadata.distributions()
+    machine = {"jax": jax.print_environment_info(return_string=True)}
+    machine |= {str(d.name): d.version for d in found if d.name in PEERS}
     print("\n".join(f"{name:14}{value}" for name, value in machine.items()))
-    print(
-        "\nus: per step, and per model where there are many. Ratios are of the least;"
-    )
-    print(
-        f"RMSE ratio: to that of least squares, WRONG above {TOLERANCE}. A first call"
-    )
-    print("compiles what no row above it in the same table did.")
-
-    tables = {
-        "A": table_a,
-        "B": table_b,
-        "C": table_c,
-        "D": functools.partial(table_d, fresh=fresh),
-        "E": table_e,
-        "F": table_f,
-    }
+    tables = {"A": table_a, "B": table_b, "C": table_c, "D": table_d}
+    tables |= {"E": lambda *_: fresh, "F": table_f}
+    if options.plot:
+        names, tables["P"] = names + "P", functools.partial(plot, options.plot)
     results = {}
-    for name in sorted(set(options.tables) & tables.keys()):
+    for name in sorted(set(names) & tables.keys()):
         jax.clear_caches()  # so that first calls compile
-        results[name] = tables[name](quick, rounds)
+        try:
+            for title, rows in tables[name](quick, rounds):
+                show(title, rows)
+                results[title] = rows
+        except ImportError as error:
+            print(f"\n{name} skipped: {error}")
     if options.json:
-        text = json.dumps({"machine": machine, "tables": results}, indent=1)
-        pathlib.Path(options.json).write_text(text + "\n")
+        found = {"machine": machine, "tables": results}
+        pathlib.Path(options.json).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ Shapes: n rows, d features, m batch rows, s models, t the target shape: () for y
 shape (n,), (k,) for (n, k). Params are the dict {"w": (d, *t), "b": t}.
 
 Arrays may be JAX's, NumPy's, data frames, lists and scalars. Float64 X (under
-jax_enable_x64) computes in float64, any other real X in float32; y and the learning
-rate follow X. Nothing broadcasts or is modified. Errors are raised before it runs:
-TypeError for what is not real numbers, ValueError for shapes and sizes.
+jax_enable_x64) computes in float64, any other real X in float32; y and the rates follow
+X. Nothing broadcasts or is modified. TypeError is for what is not real numbers,
+ValueError for shapes and sizes, both before anything runs.
 
 What a loss or a step holds as jax.tree_util.Partial(function, value) is data: new
-values compile nothing, and can be mapped and differentiated. The globals and enclosing
+values compile nothing, and can be mapped and differentiated. Globals and enclosing
 variables that it reads are frozen when it first compiles, without a word.
 """
 
@@ -142,7 +142,9 @@ def _with_auto_axes(leaf: Any) -> Any:
         return leaf
     auto = (AxisType.Auto,) * len(mesh.axis_names)
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
-    return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
+    sharding = NamedSharding(mesh, leaf.sharding.spec)
+    parts = [shard.data for shard in leaf.addressable_shards]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
 
 
 def _is_linear(params: Any) -> bool:
@@ -170,10 +172,8 @@ def init_params(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be a real floating-point dtype; got {dtype}.")
     w_key, b_key = jax.random.split(key)
-    return {
-        "w": jax.random.normal(w_key, (num_features, *target_shape), dtype),
-        "b": jax.random.normal(b_key, target_shape, dtype),
-    }
+    w = jax.random.normal(w_key, (num_features, *target_shape), dtype)
+    return {"w": w, "b": jax.random.normal(b_key, target_shape, dtype)}
 
 
 @_compiled
@@ -188,7 +188,7 @@ def predict(params: Any, X: ArrayLike) -> jax.Array:
     Array([12., 13.], dtype=float32)
     """
     if not _is_linear(params):
-        raise TypeError(f'params must be a dict with "w" and "b"; got {type(params)}.')
+        raise TypeError(f'params must be a dict of "w" and "b"; got {type(params)}.')
     features = _check_features(X)
     w, b = (jnp.asarray(params[k], features.dtype) for k in ("w", "b"))
     advice = "Params of many models want jax.vmap, as in jax.vmap(predict, (0, None))."
@@ -301,8 +301,7 @@ def sample_batch(
     rows = _draw_rows(key, n, batch_size)
     if d >= 8:
         return X[rows], y[rows]
-    # A batch of few features is faster on a CPU if it is laid out by columns: vector
-    # instructions then run along its rows.
+    # By columns few features are faster on a CPU: its vectors run along the rows.
     return _barrier(X[rows].T).T, y[rows]
 
 
@@ -382,11 +381,10 @@ def fit(
       step: a function (params, X, y, learning_rate, loss) -> (params, loss). Its params
         are any pytree (with an optimiser's state, say), of which it needs the first.
 
-    Returns:
-      The params, and the loss before each update, (num_steps,).
-
-    Each num_steps, batch_size, loss, step, shape and dtype compiles once, and so does
-    params given or not. Functions count by identity: a lambda in the call always does.
+    Returns the params, and the loss before each update, (num_steps,). Each num_steps,
+    batch_size, loss, step, shape and dtype compiles once, and so does params given or
+    not; functions count by identity. Under jax.transfer_guard give a rate for each
+    step: scalars come from the host.
 
     >>> X = jnp.arange(8.0)[:, None]
     >>> fit(jax.random.key(0), X, X[:, 0] + 1, 0.1)[1].shape
@@ -430,8 +428,7 @@ def fit_many(
 ) -> tuple[Any, jax.Array]:
     """Train s models in one program: `fit` under jax.vmap.
 
-    Model i equals fit(keys[i], ...) to rounding. Keys sharded over devices shard the
-    computation: each device trains its own models.
+    Model i equals fit(keys[i], ...) to rounding. Sharded keys shard the computation.
 
     Args:
       keys: s random keys, as jax.random.split(key, s) makes them; not rbg ones.
@@ -450,8 +447,8 @@ def fit_many(
     """
     if in_axes[0] is not None and "rbg" in str(jax.random.key_impl(keys)):
         raise TypeError(
-            "keys must be independent under vmap; got rbg keys, which draw from the "
-            'first alone. Make them from jax.random.key(0, impl="threefry2x32").'
+            "keys must not be rbg keys, which all draw alike under vmap; got rbg keys. "
+            'Make them from jax.random.key(0, impl="threefry2x32").'
         )
     options: dict[str, Any] = {"num_steps": num_steps, "batch_size": batch_size}
     options |= {"start": start, "loss": loss, "step": step}
@@ -498,7 +495,6 @@ def _check_rates(rates: Any, num_steps: int) -> jax.Array:
 
 
 def _check_start(given: dict[str, Any], default_step: Any) -> Any:
-    """`start` for jit, behind which its value does not show any more."""
     start, params = given["start"], given["params"]
     if params is None and getattr(given["step"], "func", None) is not default_step:
         raise ValueError("params must be the first state of your own step; got None.")
@@ -521,7 +517,6 @@ def main() -> None:
     y = X @ jnp.array([3.0, 4.0]) + 5 + jax.random.uniform(noise_key, (1000,))
     keys = jax.random.split(models_key, 256)
     options: dict[str, Any] = {"num_steps": 500, "params": None}
-
     print("256 models; RMSE on the last batch: median, 5th to 95th percentile")
     began = time.perf_counter()
     for start in range(0, 5000, 500):
