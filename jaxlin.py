@@ -93,7 +93,7 @@ def _enter(name: str, value: Any) -> Any:
         case "target_shape":
             return tuple(_as_integer(name, size, low=1) for size in value)
         case "in_axes":
-            return tuple(None if axis is None else int(axis) for axis in value)
+            return tuple(a if a is None else operator.index(a) for a in value)
     return value
 
 

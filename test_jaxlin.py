@@ -758,7 +758,7 @@ def test_resuming_is_bit_for_bit_in_segments_of_two_steps_or_more(
         assert_equal((end, jnp.concatenate(losses, axis=-1)), whole)
 
 
-def test_fit_takes_a_traced_start_and_a_constant_schedule():
+def test_fit_takes_a_traced_start():
     train = functools.partial(fit, key(), X3, Y3, 0.01, num_steps=3, params=PARAMS)
     mapped = jax.vmap(lambda start: train(start=start))(jnp.arange(4))
     assert_close(mapped, stack([train(start=start) for start in range(4)]))
