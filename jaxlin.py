@@ -55,18 +55,18 @@ def _compiled(function: Function) -> Function:
     The door turns lists, frames, NumPy arrays and scalars into arrays of floats, by the
     names of the arguments. Behind it all but STATIC is arrays and pytrees of arrays.
     """
-    signature = inspect.signature(function)
-    defaults = {name: p.default for name, p in signature.parameters.items()}
-    static = defaults.keys() & STATIC
+    spec = inspect.getfullargspec(function)
+    defaults = {k: _enter(k, v) for k, v in (spec.kwonlydefaults or {}).items()}
+    static = STATIC & {*spec.args, *spec.kwonlyargs}
     compiled = jax.jit(function, static_argnames=static)
 
     @functools.wraps(function)
     def door(*args: Any, **kwargs: Any) -> Any:
-        given = defaults | signature.bind(*args, **kwargs).arguments
-        inside = {name: _enter(name, value) for name, value in given.items()}
-        if "start" in inside:
-            inside["start"] = _check_start(inside, defaults["step"])
-        return compiled(**jax.tree.map(_with_auto_axes, inside))
+        surplus = args[len(spec.args) :]  # which jit refuses
+        kwargs = defaults | {name: _enter(name, arg) for name, arg in kwargs.items()}
+        if "start" in kwargs:
+            kwargs["start"] = _check_start(kwargs, defaults["step"].func)
+        return compiled(*map(_enter, spec.args, args), *surplus, **kwargs)
 
     return cast(Function, door)
 
@@ -75,36 +75,39 @@ def _enter(name: str, value: Any) -> Any:
     match name:
         case "X" | "y":
             return _as_floats(name, value)
+        case "key" | "keys":
+            return _with_auto_axes(value)
+        case "params" if _is_linear(value):
+            w = _as_floats('params["w"]', value["w"])
+            return value | {"w": w, "b": _as_floats('params["b"]', value["b"])}
         case "learning_rate":
-            rate = _as_floats(name, value)
-            is_array = rate.shape or isinstance(rate, jax.core.Tracer)
+            rate = value if isinstance(value, float) else _as_floats(name, value)
+            is_array = getattr(rate, "shape", ()) or isinstance(rate, jax.core.Tracer)
             # Of one type if a scalar: each type would compile a program of its own.
             return rate if is_array else np.float64(rate)
-        case "params" if _is_linear(value):
-            w, b = (_as_floats(f'params["{k}"]', value[k]) for k in ("w", "b"))
-            return value | {"w": w, "b": b}
         case "loss" | "step":
             if not callable(value):
                 raise TypeError(f"{name} must be a function; got {value!r}. See fit.")
-            is_pytree = not jax.tree_util.all_leaves([value])
-            return value if is_pytree else Partial(value)  # type: ignore[no-untyped-call]
+            if jax.tree_util.all_leaves([value]):
+                value = Partial(value)  # type: ignore[no-untyped-call]
         case "num_features" | "num_steps" | "batch_size" if value is not None:
             return _as_integer(name, value, low=0 if name == "num_steps" else 1)
         case "target_shape":
             return tuple(_as_integer(name, size, low=1) for size in value)
         case "in_axes":
             return tuple(a if a is None else operator.index(a) for a in value)
-    return value
+    return jax.tree.map(_with_auto_axes, value)
 
 
 def _as_floats(name: str, value: Any) -> Any:
     """`value` as an array of floats; what is JAX's already passes as it is."""
-    array, is_jax = value, hasattr(value, "aval")
-    if not is_jax:
-        try:
-            array = np.asarray(value)
-        except (TypeError, ValueError):  # such as rows of different lengths
-            array = np.array(None)
+    is_jax = hasattr(value, "aval")
+    if is_jax and value.dtype == np.float32:  # at once
+        return _with_auto_axes(value)
+    try:
+        array = value if is_jax else np.asarray(value)
+    except (TypeError, ValueError):  # such as rows of different lengths
+        array = np.array(None)
     dtype = array.dtype
     is_float = jnp.issubdtype(dtype, jnp.floating)
     is_real = is_float or jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_
@@ -115,7 +118,7 @@ def _as_floats(name: str, value: Any) -> Any:
         got = f"{type(value).__name__} of {dtype}"
         raise TypeError(f"{name} must be an array of real numbers; got {got}. {advice}")
     if is_jax:
-        return array
+        return _with_auto_axes(array)
     if not is_float:  # which jit would wrap beyond 32 bits
         return array.astype(np.float32 if name == "X" else np.float64)
     # In the byte order and of a precision that JAX has.
@@ -148,7 +151,7 @@ def _with_auto_axes(leaf: Any) -> Any:
 
 
 def _is_linear(params: Any) -> bool:
-    return isinstance(params, dict) and {"w", "b"} <= params.keys()
+    return isinstance(params, dict) and "w" in params and "b" in params
 
 
 @_compiled
@@ -246,8 +249,7 @@ def r2_score(params: Any, X: ArrayLike, y: ArrayLike) -> jax.Array:
     # Less its first row, a constant target is exactly 0 and a distant one keeps digits.
     deviations = y - y[:1]
     deviations = deviations - jnp.mean(deviations, axis=0, keepdims=True)
-    error = _root_mean_square(residuals, axis=0)
-    spread = _root_mean_square(deviations, axis=0)
+    error, spread = (_root_mean_square(x, axis=0) for x in (residuals, deviations))
     score = 1 - (error / jnp.where(spread == 0, 1, spread)) ** 2
     # 0 * error is 0, but NaN where the residuals are not finite.
     constant = jnp.where(error == 0, 1, 0 * error)
@@ -487,11 +489,9 @@ def _check_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
 def _check_rates(rates: Any, num_steps: int) -> jax.Array:
     if rates.shape == ():
         return jnp.full(num_steps, rates)
-    advice = (
-        "Take rates[start:start + num_steps], or map with in_axes=(0, None, None, 0)."
-    )
+    advice = "Take rates[start:start + num_steps], or map: in_axes=(0, None, None, 0)."
     _check_shape("learning_rate", rates, (num_steps,), advice)
-    return jnp.asarray(rates)
+    return cast(jax.Array, rates)
 
 
 def _check_start(given: dict[str, Any], default_step: Any) -> Any:
