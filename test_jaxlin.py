@@ -5,7 +5,6 @@ import concurrent.futures
 import contextlib
 import doctest
 import functools
-import io
 import itertools
 import os
 import pathlib
@@ -14,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -218,10 +218,10 @@ def test_only_float64_computes_in_float64(x64, dtype):
     expected = {"float64" if dtype == "f8" else "float32"}
     rates = [0.1, np.float64(0.1), jnp.float32(0.1), np.full(3, 0.1)]
     for params, rate in itertools.product([None, PARAMS], rates):
-        assert leaf_dtypes(fit(key(), X, y, rate, num_steps=3, params=params)) == (
-            expected
-        )
-    assert leaf_dtypes(fit_many(keys(2), X, y, 0.1, num_steps=0)) == expected
+        options = {"num_steps": 3, "params": params}
+        shapes = jax.eval_shape(lambda: fit(key(), X, y, rate, **options))  # noqa: B023
+        assert leaf_dtypes(shapes) == expected
+    assert leaf_dtypes(fit_many(keys(2), X, y, 0.1, num_steps=3)) == expected
 
 
 def test_float64_really_is_float64(x64):
@@ -651,9 +651,13 @@ def row_matrices(X, y):
     return k
 
 
-@pytest.mark.parametrize("impl", MAPPED)
+SETTINGS = [(5, 1, 1, 0.1), (7, 2, 3, 0.15), (12, 8, 10, 0.05)]
+
+
 @pytest.mark.parametrize(
-    ("n", "d", "m", "rate"), [(5, 1, 1, 0.1), (7, 2, 3, 0.15), (12, 8, 10, 0.05)]
+    ("impl", "n", "d", "m", "rate"),
+    [(MAPPED[0], *setting) for setting in SETTINGS]
+    + [(impl, *SETTINGS[1]) for impl in MAPPED[1:]],
 )
 def test_moments_of_sgd_are_exact(impl, n, d, m, rate):
     """E[z zᵀ] after t steps, from init_params on: the start, the rows' independence
@@ -712,9 +716,9 @@ def test_fit_starts_from_init_params_of_the_first_half_of_its_key():
 def test_fit_draws_batches_of_100_or_of_all_rows_by_default():
     for n, m in ((40, 40), (130, 100)):
         X, y = data(n=n)
-        options = {"num_steps": 3, "learning_rate": 0.1}
-        expected = fit(key(), X, y, batch_size=m, **options)
-        assert_equal(fit(key(), X, y, **options), expected)
+        trains = [functools.partial(fit, batch_size=size) for size in (None, m)]
+        one, other = (jax.make_jaxpr(train)(key(), X, y, 0.1) for train in trains)
+        assert str(one) == str(other)
 
 
 def momentum(coefficient, state, X, y, learning_rate, loss):
@@ -740,22 +744,22 @@ def test_resuming_is_bit_for_bit_in_segments_of_two_steps_or_more(
     many, d, t, own, schedule
 ):
     X, y = data(n=100, d=d, t=t)
-    rates = np.linspace(0.3, 0.1, 10).astype("f4") if schedule else 0.2
+    rates = np.linspace(0.3, 0.1, 7).astype("f4") if schedule else 0.2
     train, k = (fit_many, keys(3)) if many else (fit, key())
     train = functools.partial(train, k, X, y, batch_size=32)
-    state = train(0.1, num_steps=0)[0]
+    first = functools.partial(init_params, num_features=d, target_shape=t)
+    state = jax.vmap(first)(k) if many else first(k)
     if own:
         state = momentum_state(state)
         train = functools.partial(train, step=Partial(momentum, 0.9))
-    whole = train(rates, num_steps=10, params=state)
-    for lengths in ([2, 2, 2, 2, 2], [3, 7]):
-        end, start, losses = state, 0, []
-        for length in lengths:
-            now = rates[start : start + length] if schedule else rates
-            end, part = train(now, num_steps=length, params=end, start=start)
-            losses.append(part)
-            start += length
-        assert_equal((end, jnp.concatenate(losses, axis=-1)), whole)
+    whole = train(rates, num_steps=7, params=state)
+    end, start, losses = state, 0, []
+    for length in (2, 2, 3):
+        now = rates[start : start + length] if schedule else rates
+        end, part = train(now, num_steps=length, params=end, start=start)
+        losses.append(part)
+        start += length
+    assert_equal((end, np.concatenate(losses, axis=-1)), whole)
 
 
 def test_fit_takes_a_traced_start():
@@ -850,9 +854,12 @@ def test_what_is_held_has_a_gradient(x64, many, held):
             chosen["step"] = Partial(momentum, values[0])
         return train(k, X, y, 0.1, **options | chosen)[1][..., -1].sum()
 
-    values = jnp.array([0.3])
-    differences = central_differences(last_loss, values, 1e-6)
-    assert_close(jax.grad(last_loss)(values), differences, 1e-7, 0)
+    @jax.jit
+    def slopes(values):
+        return jax.grad(last_loss)(values), central_differences(last_loss, values, 1e-6)
+
+    gradient, differences = slopes(jnp.array([0.3]))
+    assert_close(gradient, differences, 1e-7, 0)
 
 
 def scans(jaxpr):
@@ -951,11 +958,10 @@ def test_fit_many_draws_params_maps_schedules_and_is_vmap_of_fit():
     loop = [fit(k, X, y, r, **options) for k, r in zip(keys(4), rates, strict=True)]
     assert_close(many, stack(loop))
     mapped = jax.vmap(functools.partial(fit, **options), (0, None, None, 0))
-    assert_close(mapped(keys(4), X, y, rates), many)
     assert_close(jax.jit(mapped)(keys(4), X, y, rates), many)
 
 
-@pytest.mark.parametrize("s", [32_768, 32_769, 40_000])
+@pytest.mark.parametrize("s", [32_768, 32_769])
 def test_fit_many_of_very_many_models_is_numpy_sgd(s):
     """At these sizes some versions of XLA compile a mapped sum of squares wrongly."""
     X, y = data(n=10, d=2)
@@ -1154,11 +1160,15 @@ def test_the_original_experiment_ends_at_least_squares_for_every_seed():
 
 # Scripts: the README's, and those that need devices or processes of their own.
 
+CACHE = tempfile.TemporaryDirectory()
 SCRIPT_ENV = {
     **{k: v for k, v in os.environ.items() if k[:4] not in ("JAX_", "XLA_")},
     "PYTHONPATH": str(HERE),
     "JAX_PLATFORMS": "cpu",
     "MPLBACKEND": "agg",
+    # Between them they compile most programs once.
+    "JAX_COMPILATION_CACHE_DIR": os.getenv("JAX_COMPILATION_CACHE_DIR", CACHE.name),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 
 
@@ -1340,9 +1350,7 @@ def test_fit_many_in_two_processes_equals_one(tmp_path):
     _, losses = fit_many(jax.random.split(key, 1000), X, y, 0.1)
     for rank in (0, 1):
         # float32, after 1000 steps at a constant rate
-        np.testing.assert_allclose(
-            np.load(tmp_path / f"{rank}.npy"), losses[:, -1], 1e-4
-        )
+        assert_close(np.load(tmp_path / f"{rank}.npy"), losses[:, -1], 1e-4)
 
 
 @pytest.mark.parametrize("dead", ["0", "1"])
@@ -1428,19 +1436,19 @@ def test_fit_on_a_memory_mapped_file_needs_memory_for_one_chunk_only(tmp_path):
 
 
 def kill_at_random(script, cwd, chance):
-    """Run it until it has been killed ten times and then ended."""
+    """Run it until it has been killed five times and then ended."""
     command = [sys.executable, "-c", script]
-    for kills in range(11):
+    for kills in range(6):
         worker = subprocess.Popen(
             command, cwd=cwd, env=SCRIPT_ENV, stdout=subprocess.DEVNULL
         )
         saved = (cwd / "run.npz").stat().st_mtime_ns if kills else 0
-        while kills < 10 and worker.poll() is None:
+        while kills < 5 and worker.poll() is None:
             time.sleep(chance.uniform(0, 0.02))
             exists = (cwd / "run.npz").exists()
             if exists and (cwd / "run.npz").stat().st_mtime_ns != saved:
                 worker.kill()
-        assert worker.wait(60) == (0 if kills == 10 else -9)
+        assert worker.wait(60) == (0 if kills == 5 else -9)
         with np.load(cwd / "run.npz") as arrays:
             result = dict(arrays)  # a torn file raises here
     return result
@@ -1448,11 +1456,6 @@ def kill_at_random(script, cwd, chance):
 
 def test_a_run_killed_at_any_moment_resumes_bit_for_bit(tmp_path):
     script = changed(recipe("os.replace"), "while done < 2000", "while done < 40_000")
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    script = f"import os\nos.environ.update({cache})\n{script}"
     whole = changed(script, "num_steps=100", "num_steps=40_000")
     whole = changed(whole, "done += 100", "done += 40_000")
     for name in ("whole", "killed"):
@@ -1465,17 +1468,20 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(tmp_path):
             np.testing.assert_array_equal(result[name], expected[name], strict=True)
 
 
-def coverage(intervals, datasets, n):
-    """The share of data sets whose interval of each of w, b holds the truth."""
-    truth = jnp.array([3.0, 4.0, 5.0])
+def over_data_sets(function, number, n):
+    """function(key, X, y) for so many made-up data sets of n rows."""
 
-    def covered(key):
+    def one(key):
         data_key, key = jax.random.split(key)
-        low, high = intervals(key, *made_up_data(data_key, n))
-        return (low <= truth) & (truth <= high)
+        return function(key, *made_up_data(data_key, n))
 
-    one_by_one = functools.partial(jax.lax.map, covered, batch_size=10)
-    return jax.jit(one_by_one)(jax.random.split(jax.random.key(1), datasets)).mean(0)
+    train = functools.partial(jax.lax.map, one, batch_size=10)
+    return jax.device_get(jax.jit(train)(jax.random.split(jax.random.key(1), number)))
+
+
+def coverage(low, high):
+    """The share of data sets whose interval of each of w, b holds the truth."""
+    return np.mean((low <= [3, 4, 5]) & (high >= [3, 4, 5]), axis=0)
 
 
 def test_bootstrap_intervals_cover_the_truth_and_seed_intervals_do_not():
@@ -1485,27 +1491,29 @@ def test_bootstrap_intervals_cover_the_truth_and_seed_intervals_do_not():
         params, _ = fit(key, X, y, rates, num_steps=200, batch_size=20)
         return jnp.append(params["w"], params["b"])
 
-    def refit_resample(key, X, y):
+    def both(key, X, y):
         rows_key, fit_key = jax.random.split(key)
-        return refit(fit_key, *sample_batch(rows_key, X, y, 100))
+        rows = sample_batch(rows_key, X, y, 100)
+        return refit(fit_key, *rows), refit(fit_key, X, y)
 
-    def percentiles(method, number, key, X, y):
-        keys = jax.random.split(key, number)
-        refits = jax.vmap(method, (0, None, None))(keys, X, y)
-        return jnp.percentile(refits, jnp.array([2.5, 97.5]), axis=0)
+    def many(key, X, y):
+        return jax.vmap(both, (0, None, None))(jax.random.split(key, 100), X, y)
 
-    share = coverage(functools.partial(percentiles, refit_resample, 100), 200, 100)
+    resampled, seeds = over_data_sets(many, 200, 100)
+    share = coverage(*np.percentile(resampled, [2.5, 97.5], axis=1))
     assert ((share > 0.91) & (share < 0.98)).all(), share
-    share = coverage(functools.partial(percentiles, refit, 50), 200, 100)
+    share = coverage(*np.percentile(seeds, [2.5, 97.5], axis=1))
     assert (share < 0.5).all(), share
 
 
 def test_t_intervals_of_averaged_runs_cover_the_truth():
     """By the README's recipe: of 1,000 intervals of 95 %, 95 ± 0.7 % (5 sigma: 3.5)."""
+    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef
+    recipe_alone = ast.parse(recipe("def t_interval"))
+    recipe_alone.body = [part for part in recipe_alone.body if isinstance(part, kinds)]
     names = {}
-    with contextlib.redirect_stdout(io.StringIO()):
-        exec(recipe("def t_interval"), names)
-    share = coverage(names["t_interval"], 1000, 1000)
+    exec(compile(recipe_alone, "README.md", "exec"), names)
+    share = coverage(*over_data_sets(names["t_interval"], 1000, 1000))
     assert (abs(share - 0.95) < 0.035).all(), share
 
 
@@ -1517,10 +1525,8 @@ def test_the_library_is_functions_on_public_jax_alone():
         a.name for node in nodes if isinstance(node, ast.Import) for a in node.names
     }
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in modules} - {
-        "jax",
-        "numpy",
-    } <= sys.stdlib_module_names
+    roots = {name.split(".")[0] for name in modules}
+    assert roots - {"jax", "numpy"} <= sys.stdlib_module_names
     assert not [name for name in modules if "_src" in name]
 
 
