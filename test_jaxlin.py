@@ -292,7 +292,8 @@ def test_a_sweep_compiles_once_and_each_new_shape_once_more():
 def test_fit_on_arrays_of_jax_transfers_nothing():
     X, y, rates = jnp.asarray(X3), jnp.asarray(Y3), jnp.full(3, 0.1)
     k = key()
-    expected = fit(k, X, y, rates, num_steps=3)
+    expected = fit(k, X, y, 0.1, num_steps=3)  # a scalar is a constant schedule
+    fit(k, X, y, rates, num_steps=3)
     with jax.transfer_guard("disallow"):
         assert_equal(fit(k, X, y, rates, num_steps=3), expected)
 
@@ -1022,7 +1023,6 @@ ValueError | fit(k, X3, 1.0, 0.1) | y; (10,); ()
 ValueError | fit(k, X3, np.ones((10, 0)), 0.1) | y; (10, 0)
 ValueError | sample_batch(k, X3, Y3[:9], 4) | y; (10,); (9,); rows
 ValueError | rmse(PARAMS, X3, Y3[:, None]) | y; (10,); (10, 1); target
-ValueError | jaxlin.mse(PARAMS, X3, Y3[:, None]) | y; (10,); (10, 1); target
 ValueError | r2_score(PARAMS, X3, Y3[:, None]) | y; (10,); (10, 1); target
 ValueError | predict(PARAMS | {"w": np.ones(3)}, X3) | params["w"]; (2,); (3,)
 ValueError | predict(MANY, X3) | params["w"]; (7, 2); jax.vmap(predict, (0, None))
@@ -1044,7 +1044,6 @@ ValueError | train_1(jax.random.split(k, 3), X3, Y3, 0.1) | key; (3,); jax.vmap
 ValueError | train_3(k, X3, Y3, np.ones(4), in_axes=RATE_EACH) | learning_rate; 3; 4
 ValueError | fit_many(k, X3, Y3, 0.1, in_axes=[None] * 4) | in_axes
 TypeError | predict(None, X3) | params; NoneType
-TypeError | rmse((PARAMS["w"], 0.0), X3, Y3) | params; tuple
 TypeError | fit(k, X3, Y3, 0.1, batch_size=4.0) | batch_size; integer; 4.0
 TypeError | fit(k, X3, Y3, 0.1, batch_size=True) | batch_size; integer; True
 TypeError | fit(k, X3, Y3, 0.1, num_steps=3.0) | num_steps; integer; 3.0
@@ -1066,7 +1065,9 @@ TypeError | fit(k, X3, Y3, 0.1, loss="rmse") | loss; function; 'rmse'
 TypeError | fit(k, X3, Y3, 0.1, step=None) | step; function; None
 TypeError | init_params(k, 2, dtype=jnp.complex64) | dtype; floating; complex64
 TypeError | train_3(jax.random.key(0, impl="rbg"), X3, Y3, 1) | keys; rbg; threefry2x32
+TypeError | train_3(k, X3, Y3, 0.1, in_axes=(0, None, None, 0.5)) | float
 TypeError | fit(0, X3, Y3, 0.1) | key
+TypeError | predict(PARAMS, X3, Y3) | predict
 TypeError | fit(k, X3, Y3, 0.1, steps=100) | steps
 TypeError | fit(k, X3, Y3) | learning_rate
 """
