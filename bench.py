@@ -28,7 +28,6 @@ The rules of measurement:
 
 import argparse
 import functools
-import importlib.metadata
 import itertools
 import json
 import math
@@ -38,6 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import distributions
 
 import jax
 import jax.monitoring
@@ -253,6 +253,7 @@ def numpy_sgd(task):
     # For one model einsum would be several times slower than a product.
     forward = functools.partial(np.einsum, "smd,sd->sm") if shape else np.matmul
     backward = functools.partial(np.einsum, "sm,smd->sd") if shape else np.matmul
+    column = (lambda a: a[:, None]) if shape else (lambda a: a)
     rng = np.random.default_rng(0)
     yield
     while True:
@@ -260,10 +261,10 @@ def numpy_sgd(task):
         for i in range(task["steps"]):
             rows = rng.integers(len(X), size=(*shape, task["batch"]), dtype=np.int32)
             X_batch = X[rows]
-            residuals = forward(X_batch, w) + b[..., None] - y[rows]
-            losses[i] = loss = np.sqrt((residuals**2).sum(axis=-1) / m)
+            residuals = forward(X_batch, w) + column(b) - y[rows]
+            losses[i] = loss = np.sqrt(np.vecdot(residuals, residuals) / m)
             scale = np.float32(task["rate"]) / (m * loss)
-            w = w - scale[..., None] * backward(residuals, X_batch)
+            w = w - column(scale) * backward(residuals, X_batch)
             b = b - scale * residuals.sum(axis=-1)
         yield w, b
 
@@ -588,9 +589,8 @@ def main():
     # what runs on one of them: they share one pool of threads.
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
-    found = importlib.metadata.distributions()
     machine = {"jax": jax.print_environment_info(return_string=True)}
-    machine |= {str(d.name): d.version for d in found if d.name in PEERS}
+    machine |= {d.name: d.version for d in distributions() if d.name in PEERS}
     print("\n".join(f"{name:14}{value}" for name, value in machine.items()))
     tables = {"A": table_a, "B": table_b, "C": table_c, "D": table_d}
     tables |= {"E": lambda *_: fresh, "F": table_f}

@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 import jaxlin
@@ -117,7 +118,7 @@ def numpy_sgd(params, X, y, rates, batches):
     """SGD on the RMSE in float64; batches: the row numbers of each step."""
     w, b, X, y = (np.asarray(a, "f8") for a in (params["w"], params["b"], X, y))
     losses = []
-    for rows, rate in zip(batches, rates, strict=True):
+    for rows, rate in zip(np.asarray(batches), rates, strict=True):
         r = X[rows] @ w + b - y[rows]
         loss = np.sqrt(np.mean(r**2))
         losses.append(loss)
@@ -130,14 +131,12 @@ def drawn_rows(model_key, start, num_steps, n, batch_size):
     """The row numbers that fit draws: sample_batch gathers them from row numbers."""
     _, batch_key = jax.random.split(model_key)
     number = jnp.arange(n)
-    return [
-        np.asarray(
-            sample_batch(
-                jax.random.fold_in(batch_key, i), number[:, None], number, batch_size
-            )[1]
-        ).astype(int)
-        for i in range(start, start + num_steps)
-    ]
+
+    def draw(i):
+        step_key = jax.random.fold_in(batch_key, i)
+        return sample_batch(step_key, number[:, None], number, batch_size)[1]
+
+    return jnp.stack([draw(i) for i in range(start, start + num_steps)]).astype(int)
 
 
 def stack(results):
@@ -172,7 +171,7 @@ def frame(array):
 
 
 WAYS = [
-    jnp.asarray,
+    lambda array: jax.device_put(array, jax.devices()[0]),  # committed
     np.asfortranarray,
     np.ndarray.tolist,
     frame,
@@ -234,12 +233,26 @@ def test_float64_really_is_float64(x64):
 
 
 def test_door_takes_legacy_keys():
-    legacy, options = jax.random.PRNGKey(0), {"num_steps": 3}
-    assert_equal(
-        fit(legacy, X3, Y3, 0.1, **options), fit(key(), X3, Y3, 0.1, **options)
-    )
-    many = fit_many(jax.random.split(legacy, 3), X3, Y3, 0.1, **options)
-    assert_equal(many, fit_many(keys(3), X3, Y3, 0.1, **options))
+    for train, k in ((fit, key()), (fit_many, keys(3))):
+        legacy = jax.random.key_data(k)
+        trained = train(legacy, X3, Y3, 0.1, num_steps=3)
+        assert_equal(trained, train(k, X3, Y3, 0.1, num_steps=3))
+
+
+def test_door_relabels_explicit_axes_as_auto():
+    mesh = jax.make_mesh((1,), ("s",), axis_types=(AxisType.Explicit,))
+    sharding = NamedSharding(mesh, PartitionSpec("s"))
+    params = jax.vmap(functools.partial(init_params, num_features=2))(keys(4))
+    inputs = keys(4), X3, Y3, np.full(3, 0.1, "f4"), params, jnp.full(1, 0.5)
+
+    def train(k, X, y, rates, params, penalty):
+        loss = Partial(shrunk, penalty)
+        return fit_many(k, X, y, rates, num_steps=3, params=params, loss=loss)
+
+    trained = train(*jax.device_put(inputs, sharding))
+    assert_equal(trained, train(*inputs))
+    for leaf in jax.tree.leaves(trained):
+        assert set(leaf.sharding.mesh.axis_types) == {AxisType.Auto}
 
 
 def test_each_function_compiles_once():
@@ -808,7 +821,7 @@ def test_gradient_through_fit_is_the_finite_difference(x64, problem, seed):
 
 
 def shrunk(penalty, params, X, y):
-    return jaxlin.mse(params, X, y) + penalty * jnp.sum(params["w"] ** 2)
+    return jaxlin.mse(params, X, y) + jnp.sum(penalty * params["w"] ** 2)
 
 
 def test_a_path_of_penalties_compiles_once_and_maps():
@@ -900,8 +913,8 @@ def test_what_is_not_finite_shows_from_the_first_batch_that_draws_it():
     X, y = data(n=500)
     X[3] = np.nan
     _, losses = fit(key(), X, y, 0.1, num_steps=200, batch_size=5)
-    drawn = [3 in rows for rows in drawn_rows(key(), 0, 200, 500, 5)]
-    assert 0 < drawn.index(True) < 190
+    drawn = np.any(drawn_rows(key(), 0, 200, 500, 5) == 3, axis=1)
+    assert 0 < drawn.argmax() < 190
     np.testing.assert_array_equal(np.isnan(losses), np.cumsum(drawn) > 0)
 
 
@@ -971,16 +984,8 @@ def test_fit_many_of_very_many_models_is_numpy_sgd(s):
     options = {"num_steps": 2, "batch_size": 5}
     trained, losses = fit_many(many, X, y, 0.1, params=start, **options)
 
-    @jax.vmap
-    def rows_of(k):
-        _, batch_key = jax.random.split(k)
-        number = jnp.arange(10)
-        step_keys = jax.vmap(lambda i: jax.random.fold_in(batch_key, i))(jnp.arange(2))
-        return jax.vmap(lambda k: sample_batch(k, number[:, None], number, 5)[1])(
-            step_keys
-        )
-
-    rows = np.asarray(jax.jit(rows_of)(many)).astype(int)
+    rows_of = jax.vmap(lambda k: drawn_rows(k, 0, 2, 10, 5))
+    rows = np.asarray(jax.jit(rows_of)(many))
     w, b = np.ones((s, 2)), np.zeros(s)
     for i in range(2):
         X_i, y_i = X[rows[:, i]].astype("f8"), y[rows[:, i]].astype("f8")
@@ -1033,7 +1038,7 @@ ValueError | train_1(k, X3, Y3, 0.1, num_steps=-1) | num_steps; 0; -1
 ValueError | train_1(k, X3, Y3, 0.1, start=-1, params=PARAMS) | start; 0; -1
 ValueError | train_1(k, X3, Y3, 0.1, start=2**32 - 2, params=PARAMS) | start; 2**32
 ValueError | train_1(k, X3, Y3, 1, start=2**32, num_steps=0, params=MANY) | start; 2**32
-ValueError | train_1(k, X3, Y3, 0.1, start=3) | start; params; 3
+ValueError | train_1(k, X3, Y3, 0.1, start=1) | start; params; 1
 ValueError | train_1(k, X3, Y3, 0.1, step=own_step) | params; None; first state
 ValueError | train_1(k, X3, Y3, np.ones(9)) | learning_rate; (3,); (9,); rates[start:
 ValueError | train_3(k, X3, Y3, np.ones(5)) | learning_rate; (5,); (0, None, None, 0)
@@ -1088,9 +1093,7 @@ def test_every_error_says_what_is_wanted_what_came_and_what_to_do(row):
 def test_more_rows_than_32_bits_can_draw_raise():
     X = jax.ShapeDtypeStruct((2**31, 1), "f4")
     y = jax.ShapeDtypeStruct((2**31,), "f4")
-    with pytest.raises(
-        ValueError, match=r"^X must .* 2\*\*31 .* got \(2147483648, 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"^X must .* got \(2147483648, 1\)"):
         jax.eval_shape(lambda X, y: sample_batch(key(), X, y, 4), X, y)
 
 
