@@ -102,7 +102,7 @@ def _enter(name: str, value: Any) -> Any:
 def _as_floats(name: str, value: Any) -> Any:
     """`value` as an array of floats; what is JAX's already passes as it is."""
     is_jax = hasattr(value, "aval")
-    if is_jax and value.dtype == np.float32:  # at once
+    if is_jax and value.dtype == np.float32:  # the commonest
         return _with_auto_axes(value)
     try:
         array = value if is_jax else np.asarray(value)

@@ -221,6 +221,7 @@ def test_only_float64_computes_in_float64(x64, dtype):
         shapes = jax.eval_shape(lambda: fit(key(), X, y, rate, **options))  # noqa: B023
         assert leaf_dtypes(shapes) == expected
     assert leaf_dtypes(fit_many(keys(2), X, y, 0.1, num_steps=3)) == expected
+    assert leaf_dtypes(r2_score(PARAMS, X, Y3.astype("f8"))) == expected
 
 
 def test_float64_really_is_float64(x64):
