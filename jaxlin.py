@@ -106,12 +106,14 @@ def _as_floats(name: str, value: Any) -> Any:
         return _with_auto_axes(value)
     try:
         array = value if is_jax else np.asarray(value)
+    except jax.errors.TracerArrayConversionError:  # a list of what JAX traces
+        return jnp.asarray(value)
     except (TypeError, ValueError):  # such as rows of different lengths
         array = np.array(None)
     dtype = array.dtype
     is_float = jnp.issubdtype(dtype, jnp.floating)
     is_real = is_float or jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_
-    if not is_real or isinstance(value, np.ma.MaskedArray):
+    if not is_real or "time" in str(dtype) or isinstance(value, np.ma.MaskedArray):
         advice = "Pass floats, integers or bools, without gaps; try .astype(float)."
         if callable(value):
             advice = "Pass the rates of a schedule: schedule(jnp.arange(num_steps))."
@@ -121,9 +123,9 @@ def _as_floats(name: str, value: Any) -> Any:
         return _with_auto_axes(array)
     if not is_float:  # which jit would wrap beyond 32 bits
         return array.astype(np.float32 if name == "X" else np.float64)
-    # In the byte order and of a precision that JAX has.
+    # A copy, which JAX may read later on, in a byte order and precision that it has.
     native = np.float64 if dtype == np.longdouble else dtype.newbyteorder("=")
-    return array.astype(native, copy=False)
+    return array.astype(native)
 
 
 def _as_integer(name: str, value: Any, low: int) -> int:
@@ -301,10 +303,9 @@ def sample_batch(
     if batch_size > n:
         raise ValueError(f"batch_size must be in 1..{n}, the rows; got {batch_size}.")
     rows = _draw_rows(key, n, batch_size)
-    if d >= 8:
-        return X[rows], y[rows]
     # By columns few features are faster on a CPU: its vectors run along the rows.
-    return _barrier(X[rows].T).T, y[rows]
+    X_batch = _barrier(X[rows].T).T if d < 8 else X[rows]
+    return X_batch, y[rows]
 
 
 def _draw_rows(key: jax.Array, n: int, m: int) -> Any:
@@ -385,8 +386,8 @@ def fit(
 
     Returns the params, and the loss before each update, (num_steps,). Each num_steps,
     batch_size, loss, step, shape and dtype compiles once, and so does params given or
-    not; functions count by identity. Under jax.transfer_guard give a rate for each
-    step: scalars come from the host.
+    not; functions count by ==. Under jax.transfer_guard give a rate for each step
+    and no params: a scalar rate and start come from the host.
 
     >>> X = jnp.arange(8.0)[:, None]
     >>> fit(jax.random.key(0), X, X[:, 0] + 1, 0.1)[1].shape
@@ -458,9 +459,8 @@ def fit_many(
     def train(key: Any, X: Any, y: Any, learning_rate: Any, params: Any) -> Any:
         return fit(key, X, y, learning_rate, params=params, **options)
 
-    mapped = jax.vmap(train, (*in_axes, 0)[:5])
-    trained: tuple[Any, jax.Array] = mapped(keys, X, y, learning_rate, params)
-    return trained
+    mapped = jax.vmap(train, (*in_axes, 0)[: max(5, len(in_axes))])
+    return cast(tuple[Any, jax.Array], mapped(keys, X, y, learning_rate, params))
 
 
 def _check_shape(name: str, array: Any, shape: Any, advice: str) -> None:
@@ -483,7 +483,7 @@ def _check_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
         raise ValueError(f"y must have a target at least; got shape {y.shape}.")
     advice = "Pass as many rows of both; for stacked y use fit_many with in_axes."
     _check_shape("y", y, (X.shape[0], *y.shape[1:]), advice)
-    return X, y.astype(X.dtype)
+    return X, jnp.asarray(y, X.dtype)
 
 
 def _check_rates(rates: Any, num_steps: int) -> jax.Array:

@@ -327,6 +327,25 @@ def test_fit_works_under_the_checks_of_jax(flag):
     assert_equal(trained, expected)
 
 
+def test_a_list_of_what_is_traced_enters():
+    slopes = jax.grad(rmse)({"w": [1.0, 1.0], "b": 0.0}, X3, Y3)
+    assert_close(jnp.stack(slopes["w"]), jax.grad(rmse)(PARAMS, X3, Y3)["w"])
+
+
+def test_what_is_overwritten_after_the_call_is_not_read():
+    X, y = data()
+    raw = np.empty(64 + y.nbytes, "u1")
+    mine = raw[-raw.ctypes.data % 64 :][: y.nbytes].view(
+        "f4"
+    )  # JAX reads such in place
+    mine[:] = y
+    train = functools.partial(fit, key(), X, learning_rate=0.01, num_steps=20_000)
+    expected = train(y=y)
+    trained = train(y=mine)
+    mine[:] = -7
+    assert_equal(trained, expected)
+
+
 def test_calls_from_eight_threads_give_the_same_bits():
     train = functools.partial(fit, X=X3, y=Y3, learning_rate=0.1, num_steps=9)
     expected = [train(k) for k in keys(8)]
@@ -343,11 +362,6 @@ def test_init_params_has_the_shapes_of_the_design(t):
     params = init_params(key(), 4, target_shape=t)
     assert jax.tree.map(jnp.shape, params) == {"w": (4, *t), "b": t}
     assert {leaf.dtype for leaf in params.values()} == {jnp.dtype("float32")}
-
-
-def test_init_params_takes_every_real_floating_dtype(x64):
-    for dtype in (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16):
-        assert init_params(key(), 2, dtype=dtype)["w"].dtype == dtype
 
 
 @pytest.mark.parametrize("t", [(), (3,), (2, 3)])
@@ -783,21 +797,6 @@ def test_fit_takes_a_traced_start():
     assert_close(mapped, stack([train(start=start) for start in range(4)]))
 
 
-@pytest.mark.parametrize("factor", [-1.0, 2.0**-60, 2.0, 2.0**60])
-def test_scaling_the_target_scales_the_training_bit_for_bit(factor):
-    """Exact for signs and powers of two, which round nothing."""
-    X, y = data()
-    params, c = init_params(key(1), 3), np.float32(factor)
-
-    def train(c):
-        options = {"num_steps": 20, "params": jax.tree.map(lambda p: c * p, params)}
-        return fit(key(), X, c * y, 0.125 * abs(c), **options)
-
-    scaled, losses = train(c)
-    scaled = jax.tree.map(lambda p: p / c, scaled), losses / abs(c)
-    assert_equal(scaled, train(np.float32(1)))
-
-
 @jax.jit
 def slopes_in_rates(k, params, X, y, rates):
     scale = rmse(params, X, y)
@@ -1027,12 +1026,9 @@ ValueError | fit(k, X3[:, :0], Y3, 0.1) | X; (10, 0)
 ValueError | fit(k, X3, Y3[:9], 0.1) | y; (10,); (9,); rows
 ValueError | fit(k, X3, 1.0, 0.1) | y; (10,); ()
 ValueError | fit(k, X3, np.ones((10, 0)), 0.1) | y; (10, 0)
-ValueError | sample_batch(k, X3, Y3[:9], 4) | y; (10,); (9,); rows
 ValueError | rmse(PARAMS, X3, Y3[:, None]) | y; (10,); (10, 1); target
-ValueError | r2_score(PARAMS, X3, Y3[:, None]) | y; (10,); (10, 1); target
 ValueError | predict(PARAMS | {"w": np.ones(3)}, X3) | params["w"]; (2,); (3,)
 ValueError | predict(MANY, X3) | params["w"]; (7, 2); jax.vmap(predict, (0, None))
-ValueError | r2_score(MANY, X3, Y3) | params["w"]; (7, 2); jax.vmap
 ValueError | train_1(k, X3, Y3, 0.1, batch_size=0) | batch_size; 1; 0
 ValueError | sample_batch(k, X3, Y3, 11) | batch_size; 10; 11
 ValueError | train_1(k, X3, Y3, 0.1, num_steps=-1) | num_steps; 0; -1
@@ -1066,6 +1062,8 @@ TypeError | predict(PARAMS, [[1, None]]) | X; list; without gaps
 TypeError | predict(PARAMS, [[1, 2**70]]) | X; real numbers; list
 TypeError | predict(PARAMS, np.ma.masked_array(X3, X3 > 0)) | X; Masked; without gaps
 TypeError | predict(PARAMS, k) | X; real numbers; key<fry>
+TypeError | rmse(PARAMS, X3, np.arange(10).astype("m8[s]")) | y; timedelta64
+ValueError | train_3(k, X3, Y3, 0.1, in_axes=[0, *[None] * 6]) | in_axes
 TypeError | predict({"w": "1", "b": 0}, X3) | params["w"]; real numbers; str
 TypeError | fit(k, X3, Y3, 0.1, loss="rmse") | loss; function; 'rmse'
 TypeError | fit(k, X3, Y3, 0.1, step=None) | step; function; None
