@@ -252,8 +252,8 @@ def r2_score(params: Any, X: ArrayLike, y: ArrayLike) -> jax.Array:
     deviations = y - y[:1]
     deviations = deviations - jnp.mean(deviations, axis=0, keepdims=True)
     error, spread = (_root_mean_square(x, axis=0) for x in (residuals, deviations))
-    score = 1 - (error / jnp.where(spread == 0, 1, spread)) ** 2
-    # 0 * error is 0, but NaN where the residuals are not finite.
+    # 0 * x is 0, but NaN where x is not finite: the residuals, or the sum of y.
+    score = 1 - (error / jnp.where(spread == 0, 1, spread)) ** 2 + 0 * spread
     constant = jnp.where(error == 0, 1, 0 * error)
     return jnp.where(spread == 0, constant, score).mean()
 
