@@ -336,9 +336,8 @@ def test_a_list_of_what_is_traced_enters():
 def test_what_is_overwritten_after_the_call_is_not_read():
     X, y = data()
     raw = np.empty(64 + y.nbytes, "u1")
-    mine = raw[-raw.ctypes.data % 64 :][: y.nbytes].view(
-        "f4"
-    )  # JAX reads such in place
+    # JAX reads an array at such an address in place.
+    mine = raw[-raw.ctypes.data % 64 :][: y.nbytes].view("f4")
     mine[:] = y
     train = functools.partial(fit, key(), X, learning_rate=0.01, num_steps=20_000)
     expected = train(y=y)
@@ -426,11 +425,11 @@ def test_mse_is_the_square_of_rmse_and_its_gradient_that_of_least_squares():
     assert_close(slopes, {name: expected[name] for name in slopes})
 
 
-def central_differences(function, x, h):
-    """d function / dx in every coordinate, x a vector."""
+def slopes(function, x, h):
+    """d function / dx at a vector x, by the gradient and by central differences."""
     steps = h * jnp.eye(len(x))
     values = jax.vmap(function)(jnp.concatenate([x[None] + steps, x[None] - steps]))
-    return (values[: len(x)] - values[len(x) :]) / (2 * h)
+    return jax.grad(function)(x), (values[: len(x)] - values[len(x) :]) / (2 * h)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -439,9 +438,7 @@ def slopes_in_params(loss, params, X, y):
     # by rounding, 1e-16 / 1e-5 and the digits that X @ w + b - y has lost.
     flat, unravel = ravel_pytree(params)
     loss_of = lambda flat: loss(unravel(flat), X, y)  # noqa: E731
-    return jax.grad(loss_of)(flat), central_differences(
-        loss_of, flat, 1e-5 * rmse(params, X, y)
-    )
+    return slopes(loss_of, flat, 1e-5 * rmse(params, X, y))
 
 
 @pytest.mark.parametrize("loss", [rmse, ridge])
@@ -463,15 +460,15 @@ def test_rmse_scales_with_the_target_bit_for_bit(power, seed):
     assert_equal(rmse_and_slopes(scaled, X, c * y), (c * value, slopes))
 
 
-@pytest.mark.parametrize("slopes", [jax.grad, jax.jacrev, jax.jacfwd])
-def test_rmse_of_a_perfect_fit_is_0_and_flat(slopes):
+@pytest.mark.parametrize("derive", [jax.grad, jax.jacrev, jax.jacfwd])
+def test_rmse_of_a_perfect_fit_is_0_and_flat(derive):
     X, _ = data()
     params = init_params(key(), 3)
     y = predict(params, X)
     assert rmse(params, X, y) == 0
     zeros = jax.tree.map(jnp.zeros_like, params)
-    assert_equal(slopes(rmse)(params, X, y), zeros)
-    assert_equal(jax.jit(slopes(rmse))(params, X, y), zeros)
+    assert_equal(derive(rmse)(params, X, y), zeros)
+    assert_equal(jax.jit(derive(rmse))(params, X, y), zeros)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -569,6 +566,11 @@ def chi_square(counts):
     return np.sum((counts - expected) ** 2) / expected
 
 
+def five_sigma(k):
+    """Above a chi-square of k degrees, which has mean k and deviation √(2k)."""
+    return k + 5 * (2 * k) ** 0.5
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_sample_batch_is_uniform_and_its_draws_are_independent(impl):
     n, m = 16, 15
@@ -578,13 +580,11 @@ def test_sample_batch_is_uniform_and_its_draws_are_independent(impl):
     rows = np.stack([draw(k) for k in step_keys]).astype(int)
     assert rows.min() == 0
     assert rows.max() == n - 1
-    # A chi-square of k cells has mean k and deviation √(2k): 5 sigma.
-    bound = lambda cells: cells + 5 * (2 * cells) ** 0.5  # noqa: E731
-    assert chi_square(np.bincount(rows.ravel(), minlength=n)) < bound(n)
+    assert chi_square(np.bincount(rows.ravel(), minlength=n)) < five_sigma(n)
     # Within a batch (one hash may give two words of it), and from key to key.
     for first, second in ((rows[:, :-1], rows[:, 1:]), (rows[:-1], rows[1:])):
         pairs = np.bincount((n * first + second).ravel(), minlength=n * n)
-        assert chi_square(pairs) < bound(n * n)
+        assert chi_square(pairs) < five_sigma(n * n)
 
 
 @pytest.mark.parametrize("d", [1, 7, 8, 15, 16])  # by columns, but for 8 and 16
@@ -731,8 +731,7 @@ def test_a_small_world_ends_at_each_of_its_81_points_equally_often(impl):
     found = np.column_stack([params["w"], params["b"]])
     distance = np.abs(found[:, None, :] - ends[:, :2].astype("f4")).max(2)
     assert distance.min(1).max() < 1e-5
-    # A chi-square of 80 degrees has mean 80 and deviation √160: 5 sigma.
-    assert chi_square(np.bincount(distance.argmin(1), minlength=81)) < 80 + 5 * 160**0.5
+    assert chi_square(np.bincount(distance.argmin(1), minlength=81)) < five_sigma(80)
 
 
 def test_fit_starts_from_init_params_of_the_first_half_of_its_key():
@@ -808,7 +807,7 @@ def slopes_in_rates(k, params, X, y, rates):
         rates = rates[0] if len(rates) == 1 else rates
         return rmse(fit(k, X, y, rates * scale, **options)[0], X, y) / scale
 
-    return jax.grad(final_loss)(rates), central_differences(final_loss, rates, 1e-6)
+    return slopes(final_loss, rates, 1e-6)
 
 
 @given(problem=problems(), seed=st.integers(0, 99))
@@ -869,11 +868,8 @@ def test_what_is_held_has_a_gradient(x64, many, held):
             chosen["step"] = Partial(momentum, values[0])
         return train(k, X, y, 0.1, **options | chosen)[1][..., -1].sum()
 
-    @jax.jit
-    def slopes(values):
-        return jax.grad(last_loss)(values), central_differences(last_loss, values, 1e-6)
-
-    gradient, differences = slopes(jnp.array([0.3]))
+    both = jax.jit(lambda values: slopes(last_loss, values, 1e-6))
+    gradient, differences = both(jnp.array([0.3]))
     assert_close(gradient, differences, 1e-7, 0)
 
 
