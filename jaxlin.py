@@ -46,6 +46,7 @@ Step = Callable[..., tuple[Any, jax.Array]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 _barrier: Any = jax.lax.optimization_barrier
 
+FLOAT32 = np.dtype(np.float32)
 STATIC = {"num_features", "target_shape", "dtype", "num_steps", "batch_size", "in_axes"}
 
 
@@ -101,11 +102,11 @@ def _enter(name: str, value: Any) -> Any:
 
 def _as_floats(name: str, value: Any) -> Any:
     """`value` as an array of floats; what is JAX's already passes as it is."""
-    is_jax = hasattr(value, "aval")
-    if is_jax and value.dtype == np.float32:  # the commonest
-        return _with_auto_axes(value)
+    aval = getattr(value, "aval", None)
+    if aval and aval.dtype == FLOAT32 and not aval.sharding.mesh.axis_types:
+        return value  # the commonest, and the quickest to tell
     try:
-        array = value if is_jax else np.asarray(value)
+        array = value if aval else np.asarray(value)
     except jax.errors.TracerArrayConversionError:  # a list of what JAX traces
         return jnp.asarray(value)
     except (TypeError, ValueError):  # such as rows of different lengths
@@ -119,7 +120,7 @@ def _as_floats(name: str, value: Any) -> Any:
             advice = "Pass the rates of a schedule: schedule(jnp.arange(num_steps))."
         got = f"{type(value).__name__} of {dtype}"
         raise TypeError(f"{name} must be an array of real numbers; got {got}. {advice}")
-    if is_jax:
+    if aval:
         return _with_auto_axes(array)
     if not is_float:  # which jit would wrap beyond 32 bits
         return array.astype(np.float32 if name == "X" else np.float64)
@@ -140,11 +141,10 @@ def _as_integer(name: str, value: Any, low: int) -> int:
 def _with_auto_axes(leaf: Any) -> Any:
     # Explicit axes, the default of jax.make_mesh, refuse to gather rows and to index
     # what was trained. With others the buffers stay where they are.
-    if isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "committed", False):
+    free = isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "committed", False)
+    if free or AxisType.Explicit not in leaf.aval.sharding.mesh.axis_types:
         return leaf
-    mesh = getattr(leaf.sharding, "mesh", None)
-    if mesh is None or AxisType.Explicit not in mesh.axis_types:
-        return leaf
+    mesh = leaf.sharding.mesh
     auto = (AxisType.Auto,) * len(mesh.axis_names)
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
     sharding = NamedSharding(mesh, leaf.sharding.spec)
