@@ -142,9 +142,9 @@ def _with_auto_axes(leaf: Any) -> Any:
     # Explicit axes, the default of jax.make_mesh, refuse to gather rows and to index
     # what was trained. With others the buffers stay where they are.
     free = isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "committed", False)
-    if free or AxisType.Explicit not in leaf.aval.sharding.mesh.axis_types:
+    mesh = None if free else getattr(leaf.sharding, "mesh", None)
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
         return leaf
-    mesh = leaf.sharding.mesh
     auto = (AxisType.Auto,) * len(mesh.axis_names)
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
     sharding = NamedSharding(mesh, leaf.sharding.spec)
