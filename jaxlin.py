@@ -18,31 +18,29 @@ jax_enable_x64) computes in float64, any other real X in float32; y and the rate
 X. Nothing broadcasts or is modified. TypeError is for what is not real numbers,
 ValueError for shapes and sizes, both before anything runs.
 
-What a loss or a step holds as jax.tree_util.Partial(function, value) is data: new
-values compile nothing, and can be mapped and differentiated. Globals and enclosing
-variables that it reads are frozen when it first compiles, without a word.
+What a loss or a step holds as jax.tree_util.Partial(function, value) is data: a new
+value compiles nothing, can be mapped and has a gradient. (Integers there wrap at 32
+bits, as in jax.jit.) Globals and enclosing variables are frozen when it first compiles.
 """
 
 import functools
 import inspect
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, get_abstract_mesh
 from jax.tree_util import Partial
 from numpy.typing import ArrayLike
 
 __version__ = "2.0.0"
 
-Params = dict[str, jax.Array]
 Loss = Callable[..., jax.Array]
 Step = Callable[..., tuple[Any, jax.Array]]
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 _barrier: Any = jax.lax.optimization_barrier
 
@@ -57,39 +55,39 @@ def _compiled(function: Function) -> Function:
     names of the arguments. Behind it all but STATIC is arrays and pytrees of arrays.
     """
     spec = inspect.getfullargspec(function)
+    names = [*spec.args, "surplus"]  # which jit refuses
     defaults = {k: _enter(k, v) for k, v in (spec.kwonlydefaults or {}).items()}
     static = STATIC & {*spec.args, *spec.kwonlyargs}
     compiled = jax.jit(function, static_argnames=static)
 
     @functools.wraps(function)
     def door(*args: Any, **kwargs: Any) -> Any:
-        surplus = args[len(spec.args) :]  # which jit refuses
         kwargs = defaults | {name: _enter(name, arg) for name, arg in kwargs.items()}
         if "start" in kwargs:
             kwargs["start"] = _check_start(kwargs, defaults["step"].func)
-        return compiled(*map(_enter, spec.args, args), *surplus, **kwargs)
+        return compiled(*map(_enter, names, args), **kwargs)
 
     return cast(Function, door)
 
 
 def _enter(name: str, value: Any) -> Any:
     match name:
-        case "X" | "y":
+        case "X" | "y" | 'params["w"]' | 'params["b"]':
             return _as_floats(name, value)
         case "key" | "keys":
-            return _with_auto_axes(value)
+            return _enter_leaf(value)
         case "params" if _is_linear(value):
-            w = _as_floats('params["w"]', value["w"])
-            return value | {"w": w, "b": _as_floats('params["b"]', value["b"])}
+            return value | {k: _enter(f'params["{k}"]', v) for k, v in value.items()}
         case "learning_rate":
             rate = value if isinstance(value, float) else _as_floats(name, value)
             is_array = getattr(rate, "shape", ()) or isinstance(rate, jax.core.Tracer)
             # Of one type if a scalar: each type would compile a program of its own.
             return rate if is_array else np.float64(rate)
         case "loss" | "step":
-            if not callable(value):
-                raise TypeError(f"{name} must be a function; got {value!r}. See fit.")
-            if jax.tree_util.all_leaves([value]):
+            is_leaf = jax.tree_util.all_leaves([value])
+            if not callable(value) or (is_leaf and not isinstance(value, Hashable)):
+                raise TypeError(f"{name} must be a hashable function; got {value!r}.")
+            if is_leaf:
                 value = Partial(value)  # type: ignore[no-untyped-call]
         case "num_features" | "num_steps" | "batch_size" if value is not None:
             return _as_integer(name, value, low=0 if name == "num_steps" else 1)
@@ -97,7 +95,7 @@ def _enter(name: str, value: Any) -> Any:
             return tuple(_as_integer(name, size, low=1) for size in value)
         case "in_axes":
             return tuple(a if a is None else operator.index(a) for a in value)
-    return jax.tree.map(_with_auto_axes, value)
+    return jax.tree.map(_enter_leaf, value)
 
 
 def _as_floats(name: str, value: Any) -> Any:
@@ -107,8 +105,8 @@ def _as_floats(name: str, value: Any) -> Any:
         return value  # the commonest, and the quickest to tell
     try:
         array = value if aval else np.asarray(value)
-    except jax.errors.TracerArrayConversionError:  # a list of what JAX traces
-        return jnp.asarray(value)
+    except jax.errors.TracerArrayConversionError:  # a list with what JAX traces
+        return jnp.stack([_as_floats(name, each) for each in value])
     except (TypeError, ValueError):  # such as rows of different lengths
         array = np.array(None)
     dtype = array.dtype
@@ -116,16 +114,16 @@ def _as_floats(name: str, value: Any) -> Any:
     is_real = is_float or jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_
     if not is_real or "time" in str(dtype) or isinstance(value, np.ma.MaskedArray):
         advice = "Pass floats, integers or bools, without gaps; try .astype(float)."
-        if callable(value):
+        if name == "learning_rate" and callable(value):
             advice = "Pass the rates of a schedule: schedule(jnp.arange(num_steps))."
         got = f"{type(value).__name__} of {dtype}"
         raise TypeError(f"{name} must be an array of real numbers; got {got}. {advice}")
     if aval:
-        return _with_auto_axes(array)
+        return _enter_leaf(array)
     if not is_float:  # which jit would wrap beyond 32 bits
         return array.astype(np.float32 if name == "X" else np.float64)
     # A copy, which JAX may read later on, in a byte order and precision that it has.
-    native = np.float64 if dtype == np.longdouble else dtype.newbyteorder("=")
+    native = np.float64 if dtype.type == np.longdouble else dtype.newbyteorder("=")
     return array.astype(native)
 
 
@@ -138,16 +136,18 @@ def _as_integer(name: str, value: Any, low: int) -> int:
     return integer
 
 
-def _with_auto_axes(leaf: Any) -> Any:
-    # Explicit axes, the default of jax.make_mesh, refuse to gather rows and to index
-    # what was trained. With others the buffers stay where they are.
+def _enter_leaf(leaf: Any) -> Any:
+    # Explicit axes, the default of jax.make_mesh, refuse to gather rows: they become
+    # Auto ones, in place. (But not under jax.set_mesh, which admits no second mesh.)
     free = isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "committed", False)
-    mesh = None if free else getattr(leaf.sharding, "mesh", None)
-    if mesh is None or AxisType.Explicit not in mesh.axis_types:
-        return leaf
-    auto = (AxisType.Auto,) * len(mesh.axis_names)
-    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
+    mesh: Any = None if free else getattr(leaf.sharding, "mesh", None)
+    explicit = mesh is not None and AxisType.Explicit in mesh.axis_types
+    if not explicit or not get_abstract_mesh().empty:
+        # What is NumPy's is copied, since JAX may read it later on.
+        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+    mesh = Mesh(mesh.devices, mesh.axis_names, (AxisType.Auto,) * mesh.devices.ndim)
     sharding = NamedSharding(mesh, leaf.sharding.spec)
+    # By its parts, since device_put takes no devices of other processes.
     parts = [shard.data for shard in leaf.addressable_shards]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
 
@@ -163,7 +163,7 @@ def init_params(
     *,
     target_shape: tuple[int, ...] = (),
     dtype: Any = jnp.float32,
-) -> Params:
+) -> dict[str, jax.Array]:
     """Draw params from the standard normal distribution: w, b ~ N(0, 1).
 
     Args:
@@ -196,7 +196,7 @@ def predict(params: Any, X: ArrayLike) -> jax.Array:
         raise TypeError(f'params must be a dict of "w" and "b"; got {type(params)}.')
     features = _check_features(X)
     w, b = (jnp.asarray(params[k], features.dtype) for k in ("w", "b"))
-    advice = "Params of many models want jax.vmap, as in jax.vmap(predict, (0, None))."
+    advice = "Params of many models want fit_many, or jax.vmap(predict, (0, None))."
     _check_shape('params["w"]', w, (features.shape[1], *b.shape), advice)
     # By default an accelerator would round the factors to about three digits.
     return jnp.tensordot(features, w, axes=1, precision="highest") + b[None]
@@ -206,8 +206,8 @@ def predict(params: Any, X: ArrayLike) -> jax.Array:
 def rmse(params: Any, X: ArrayLike, y: ArrayLike) -> jax.Array:
     """Root-mean-square error: sqrt(mean((X @ w + b - y)²)), in the units of y.
 
-    The gradient in w is Xᵀ r / (n rmse) for residuals r, and 0 at a perfect fit. A NaN
-    or an infinity in the data comes out as NaN or infinity.
+    The gradient in w is Xᵀ r / (n rmse) for residuals r of one target, and 0 at a
+    perfect fit. A NaN or an infinity in the data comes out as NaN or infinity.
 
     As a loss, it makes steps that do not grow with the errors: b moves by at most the
     learning rate, which is in units of y. With skewed noise it is off least squares, in
@@ -329,8 +329,8 @@ def step(
     """One SGD update: params - learning_rate * gradient of loss(params, X, y).
 
     Args:
-      params: {"w": (d, *t), "b": t}, or any pytree of floats that `loss` takes. Its
-        dtypes stay.
+      params: {"w": (d, *t), "b": t}, or another pytree of floats that `loss` takes.
+        Its dtypes stay. (In a dict of "w" and "b" these two are arrays, always.)
       X, y: a batch, (m, d) and (m, *t).
       learning_rate: a scalar.
       loss: a function (params, X, y) -> scalar.
@@ -376,10 +376,10 @@ def fit(
       X, y: features and targets, (n, d) and (n, *t).
       learning_rate: a scalar, or a rate for each step, (num_steps,). It is data: it can
         be mapped and differentiated, and a new value compiles nothing.
-      num_steps, batch_size: from 0; m, in 1..n, by default 100 or n if that is less.
+      num_steps, batch_size: 0 or more; 1 to n, by default 100 or n if that is less.
       params: where to start; by default a draw of init_params. w and b take X's dtype.
-      start: how many steps params has behind it; params without it trains on the
-        batches of step 0 on again. Without params it is 0 (a traced one is ignored).
+      start: how many steps lie behind params. Left at 0, the batches of step 0 on are
+        drawn again; above 0 it needs params (a traced one is ignored without).
       loss: a function (params, X, y) -> scalar.
       step: a function (params, X, y, learning_rate, loss) -> (params, loss). Its params
         are any pytree (with an optimiser's state, say), of which it needs the first.
@@ -440,14 +440,15 @@ def fit_many(
         a data set each, (None, None, None, 0) with one key for rates on equal batches.
       The others are as in fit, plus the axis of s where in_axes names one.
 
-    Returns:
-      The params, every leaf with a leading axis of s, and the losses, (s, num_steps).
+    Returns params, each leaf with a leading axis of s, and losses, (s, num_steps).
 
     >>> X, keys = jnp.ones((8, 1)), jax.random.split(jax.random.key(0), 256)
     >>> params, losses = fit_many(keys, X, X[:, 0], 0.1, num_steps=9)
     >>> params["w"].shape, losses.shape
     ((256, 1), (256, 9))
     """
+    if in_axes[0] is not None and keys.shape == ():
+        raise ValueError("keys must be s keys: jax.random.split(key, s); got one.")
     if in_axes[0] is not None and "rbg" in str(jax.random.key_impl(keys)):
         raise TypeError(
             "keys must not be rbg keys, which all draw alike under vmap; got rbg keys. "
@@ -459,7 +460,7 @@ def fit_many(
     def train(key: Any, X: Any, y: Any, learning_rate: Any, params: Any) -> Any:
         return fit(key, X, y, learning_rate, params=params, **options)
 
-    mapped = jax.vmap(train, (*in_axes, 0)[: max(5, len(in_axes))])
+    mapped = jax.vmap(train, in_axes if len(in_axes) > 4 else (*in_axes, 0))
     return cast(tuple[Any, jax.Array], mapped(keys, X, y, learning_rate, params))
 
 
@@ -486,12 +487,11 @@ def _check_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
     return X, jnp.asarray(y, X.dtype)
 
 
-def _check_rates(rates: Any, num_steps: int) -> jax.Array:
-    if rates.shape == ():
-        return jnp.full(num_steps, rates)
+def _check_rates(rates: Any, num_steps: int) -> Any:
+    rates = rates if rates.shape else jnp.full(num_steps, rates)
     advice = "Take rates[start:start + num_steps], or map: in_axes=(0, None, None, 0)."
     _check_shape("learning_rate", rates, (num_steps,), advice)
-    return cast(jax.Array, rates)
+    return rates
 
 
 def _check_start(given: dict[str, Any], default_step: Any) -> Any:
@@ -504,7 +504,7 @@ def _check_start(given: dict[str, Any], default_step: Any) -> Any:
         return start
     start = _as_integer("start", start, low=0)
     if start > 2**32 - max(1, given["num_steps"]):
-        raise ValueError(f"start must be below 2**32 - num_steps; got {start}.")
+        raise ValueError(f"start must be at most 2**32 - num_steps; got {start}.")
     if start > 0 and params is None:
         raise ValueError(f"start must be 0 without params; got {start}. Pass both.")
     return np.uint32(start)
@@ -516,11 +516,11 @@ def main() -> None:
     X = 10 * jax.random.uniform(X_key, (1000, 2))
     y = X @ jnp.array([3.0, 4.0]) + 5 + jax.random.uniform(noise_key, (1000,))
     keys = jax.random.split(models_key, 256)
-    options: dict[str, Any] = {"num_steps": 500, "params": None}
+    segment, params = functools.partial(fit_many, num_steps=500), None
     print("256 models; RMSE on the last batch: median, 5th to 95th percentile")
     began = time.perf_counter()
     for start in range(0, 5000, 500):
-        options["params"], losses = fit_many(keys, X, y, 0.01, start=start, **options)
+        params, losses = segment(keys, X, y, 0.01, params=params, start=start)
         low, median, high = np.percentile(losses[:, -1], [5, 50, 95])
         print(f"step {start + 500:4} of 5000  {median:.3f}  {low:.3f} to {high:.3f}")
     speed = 256 * 5000 / (time.perf_counter() - began)
@@ -529,7 +529,7 @@ def main() -> None:
         return [*params["w"], params["b"], r2_score(params, X, y), rmse(params, X, y)]
 
     *w, b = jnp.linalg.lstsq(jnp.column_stack([X, jnp.ones(1000)]), y)[0]
-    each, best = jax.vmap(figures)(options["params"]), figures({"w": w, "b": b})
+    each, best = jax.vmap(figures)(params), figures({"w": w, "b": b})
     print("\n           mean    spread   least squares")
     for i, name in enumerate(("w[0]", "w[1]", "b", "R²", "RMSE")):
         print(f"{name:5} {each[i].mean():9.5f} {each[i].std():9.5f} {best[i]:15.5f}")
