@@ -15,12 +15,12 @@ shape (n,), (k,) for (n, k). Params are the dict {"w": (d, *t), "b": t}.
 
 Arrays may be JAX's, NumPy's, data frames, lists and scalars. Float64 X (under
 jax_enable_x64) computes in float64, any other real X in float32; y and the rates follow
-X. Nothing broadcasts or is modified. TypeError is for what is not real numbers,
-ValueError for shapes and sizes, both before anything runs.
+X. Nothing broadcasts or is modified. TypeError is for what is of the wrong kind,
+ValueError for shapes, sizes and a lack of params, both before anything runs.
 
 What a loss or a step holds as jax.tree_util.Partial(function, value) is data: a new
-value compiles nothing, can be mapped and has a gradient. (Integers there wrap at 32
-bits, as in jax.jit.) Globals and enclosing variables are frozen when it first compiles.
+value compiles nothing, can be mapped, has a gradient. (Beyond 32 bits a NumPy integer
+there wraps, a Python one raises.) Globals and closures are frozen at the first compile.
 """
 
 import functools
@@ -138,7 +138,7 @@ def _as_integer(name: str, value: Any, low: int) -> int:
 
 def _enter_leaf(leaf: Any) -> Any:
     # Explicit axes, the default of jax.make_mesh, refuse to gather rows: they become
-    # Auto ones, in place. (But not under jax.set_mesh, which admits no second mesh.)
+    # Auto ones, in place. (Not under jax.set_mesh nor in your jit: there JAX refuses.)
     free = isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "committed", False)
     mesh: Any = None if free else getattr(leaf.sharding, "mesh", None)
     explicit = mesh is not None and AxisType.Explicit in mesh.axis_types
@@ -252,7 +252,7 @@ def r2_score(params: Any, X: ArrayLike, y: ArrayLike) -> jax.Array:
     deviations = y - y[:1]
     deviations = deviations - jnp.mean(deviations, axis=0, keepdims=True)
     error, spread = (_root_mean_square(x, axis=0) for x in (residuals, deviations))
-    # 0 * x is 0, but NaN where x is not finite: the residuals, or the sum of y.
+    # 0 * x is 0, but NaN if x is not finite, as if a residual or the sum of y is not.
     score = 1 - (error / jnp.where(spread == 0, 1, spread)) ** 2 + 0 * spread
     constant = jnp.where(error == 0, 1, 0 * error)
     return jnp.where(spread == 0, constant, score).mean()
@@ -303,7 +303,7 @@ def sample_batch(
     if batch_size > n:
         raise ValueError(f"batch_size must be in 1..{n}, the rows; got {batch_size}.")
     rows = _draw_rows(key, n, batch_size)
-    # By columns few features are faster on a CPU: its vectors run along the rows.
+    # A CPU is faster on few features by columns; the barrier keeps XLA from undoing it.
     X_batch = _barrier(X[rows].T).T if d < 8 else X[rows]
     return X_batch, y[rows]
 
@@ -451,7 +451,7 @@ def fit_many(
         raise ValueError("keys must be s keys: jax.random.split(key, s); got one.")
     if in_axes[0] is not None and "rbg" in str(jax.random.key_impl(keys)):
         raise TypeError(
-            "keys must not be rbg keys, which all draw alike under vmap; got rbg keys. "
+            "keys must not be rbg, which under vmap draw from the first; got rbg keys. "
             'Make them from jax.random.key(0, impl="threefry2x32").'
         )
     options: dict[str, Any] = {"num_steps": num_steps, "batch_size": batch_size}
