@@ -245,8 +245,7 @@ def test_door_relabels_explicit_axes_as_auto():
     sharding = NamedSharding(mesh, PartitionSpec("s"))
     params = jax.vmap(functools.partial(init_params, num_features=2))(keys(4))
     params["c"] = jnp.ones(4)
-    y, rates = Y3.astype("i4"), np.full(3, 0.1, "f4")
-    inputs = keys(4), X3, y, rates, params, jnp.full(1, 0.5)
+    inputs = keys(4), X3, Y3.astype("i4"), np.full(3, 0.1), params, jnp.full(1, 0.5)
 
     def train(k, X, y, rates, params, penalty):
         loss = Partial(shrunk, penalty)
@@ -257,8 +256,7 @@ def test_door_relabels_explicit_axes_as_auto():
     for leaf in jax.tree.leaves(trained):
         assert set(leaf.sharding.mesh.axis_types) == {AxisType.Auto}
     expected = fit(key(), X3, Y3, 0.1, num_steps=3)
-    in_context = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh
-    with in_context(mesh):
+    with (getattr(jax, "set_mesh", None) or jax.sharding.use_mesh)(mesh):
         assert_close(fit(key(), X3, Y3, 0.1, num_steps=3), expected)
 
 
@@ -904,8 +902,8 @@ def test_what_is_held_has_a_gradient(x64, many, held):
 def test_the_program_of_fit_is_one_scan():
     options = {"num_steps": 17, "batch_size": 4}
     for train, k in ((fit, key()), (fit_many, keys(3))):
-        train = functools.partial(train, **options)
-        program = str(jax.make_jaxpr(train)(k, X3, Y3, 0.1))
+        call = functools.partial(train, **options)
+        program = str(jax.make_jaxpr(call)(k, X3, Y3, 0.1))
         assert re.findall(r"\b(scan|while)\[", program) == ["scan"]
         assert "length=17" in program
 
@@ -1537,7 +1535,7 @@ def test_t_intervals_of_averaged_runs_cover_the_truth():
 def test_the_library_is_functions_on_public_jax_alone():
     source = pathlib.Path(jaxlin.__file__).read_text()
     assert not re.search(r"^\s*class |\b_src\b|namedtuple", source, re.MULTILINE)
-    modules = re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)
+    modules = re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE)
     assert {*modules} - {"jax", "numpy"} <= sys.stdlib_module_names
 
 
@@ -1549,8 +1547,10 @@ def test_the_docstring_examples_are_true():
 
 def test_the_file_alone_runs_the_demo(tmp_path):
     (tmp_path / "jaxlin.py").write_text(pathlib.Path(jaxlin.__file__).read_text())
-    script = "import runpy; runpy.run_module('jaxlin', run_name='__main__')"
-    lines = run_script(script, tmp_path).splitlines()
+    command = [sys.executable, "-W", "error", "-m", "jaxlin"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    lines = run.stdout.splitlines()
     assert sum(line.strip().startswith("step ") for line in lines) == 10
     table = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
     for name, truth in (("w[0]", 3), ("w[1]", 4), ("b", 5.5), ("RMSE", 0.2887)):
