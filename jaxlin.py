@@ -44,7 +44,6 @@ Step = Callable[..., tuple[Any, jax.Array]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 _barrier: Any = jax.lax.optimization_barrier
 
-FLOAT32 = np.dtype(np.float32)
 STATIC = {"num_features", "target_shape", "dtype", "num_steps", "batch_size", "in_axes"}
 
 
@@ -101,7 +100,7 @@ def _enter(name: str, value: Any) -> Any:
 def _as_floats(name: str, value: Any) -> Any:
     """`value` as an array of floats; what is JAX's already passes as it is."""
     aval = getattr(value, "aval", None)
-    if aval and aval.dtype == FLOAT32 and not aval.sharding.mesh.axis_types:
+    if aval and aval.dtype == np.float32 and not aval.sharding.mesh.axis_types:
         return value  # the commonest, and the quickest to tell
     try:
         array = value if aval else np.asarray(value)
@@ -137,14 +136,15 @@ def _as_integer(name: str, value: Any, low: int) -> int:
 
 
 def _enter_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return leaf.copy()  # since JAX may read it later on
     # Explicit axes, the default of jax.make_mesh, refuse to gather rows: they become
     # Auto ones, in place. (Not under jax.set_mesh nor in your jit: there JAX refuses.)
     free = isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "committed", False)
     mesh: Any = None if free else getattr(leaf.sharding, "mesh", None)
     explicit = mesh is not None and AxisType.Explicit in mesh.axis_types
     if not explicit or not get_abstract_mesh().empty:
-        # What is NumPy's is copied, since JAX may read it later on.
-        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+        return leaf
     mesh = Mesh(mesh.devices, mesh.axis_names, (AxisType.Auto,) * mesh.devices.ndim)
     sharding = NamedSharding(mesh, leaf.sharding.spec)
     # By its parts, since device_put takes no devices of other processes.
@@ -176,9 +176,8 @@ def init_params(
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be a real floating-point dtype; got {dtype}.")
-    w_key, b_key = jax.random.split(key)
-    w = jax.random.normal(w_key, (num_features, *target_shape), dtype)
-    return {"w": w, "b": jax.random.normal(b_key, target_shape, dtype)}
+    draws = jax.random.normal(key, (num_features + 1, *target_shape), dtype)
+    return {"w": draws[:-1], "b": draws[-1]}
 
 
 @_compiled
