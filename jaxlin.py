@@ -8,7 +8,7 @@
 
 `fit` is one jax.lax.scan over `sample_batch` then `step`; `fit_many` is `fit` under
 jax.vmap. Each is compiled, so a loop of your own over the pieces is fast as well. Copy
-this file, it needs jax alone; `python -m jaxlin` demonstrates it.
+this file: it needs jax alone; `python -m jaxlin` demonstrates it.
 
 Shapes: n rows, d features, m batch rows, s models, t the target shape: () for y of
 shape (n,), (k,) for (n, k). Params are the dict {"w": (d, *t), "b": t}.
@@ -19,8 +19,9 @@ X. Nothing broadcasts or is modified. TypeError is for what is of the wrong kind
 ValueError for shapes, sizes and a lack of params, both before anything runs.
 
 What a loss or a step holds as jax.tree_util.Partial(function, value) is data: a new
-value compiles nothing, can be mapped, has a gradient. (Beyond 32 bits a NumPy integer
-there wraps, a Python one raises.) Globals and closures are frozen at the first compile.
+value compiles nothing, can be mapped, has a gradient. (Integers there, or in params of
+your own, that do not fit in 32 bits raise OverflowError.) Globals and closures are
+frozen at the first compile.
 """
 
 import functools
@@ -54,7 +55,7 @@ def _compiled(function: Function) -> Function:
     names of the arguments. Behind it all but STATIC is arrays and pytrees of arrays.
     """
     spec = inspect.getfullargspec(function)
-    names = [*spec.args, "surplus"]  # which jit refuses
+    names = [*spec.args, "surplus"]  # one more, for jit to see and refuse
     defaults = {k: _enter(k, v) for k, v in (spec.kwonlydefaults or {}).items()}
     static = STATIC & {*spec.args, *spec.kwonlyargs}
     compiled = jax.jit(function, static_argnames=static)
@@ -63,7 +64,7 @@ def _compiled(function: Function) -> Function:
     def door(*args: Any, **kwargs: Any) -> Any:
         kwargs = defaults | {name: _enter(name, arg) for name, arg in kwargs.items()}
         if "start" in kwargs:
-            kwargs["start"] = _check_start(kwargs, defaults["step"].func)
+            kwargs["start"] = _check_start(kwargs)
         return compiled(*map(_enter, names, args), **kwargs)
 
     return cast(Function, door)
@@ -73,8 +74,6 @@ def _enter(name: str, value: Any) -> Any:
     match name:
         case "X" | "y" | 'params["w"]' | 'params["b"]':
             return _as_floats(name, value)
-        case "key" | "keys":
-            return _enter_leaf(value)
         case "params" if _is_linear(value):
             return value | {k: _enter(f'params["{k}"]', v) for k, v in value.items()}
         case "learning_rate":
@@ -98,7 +97,7 @@ def _enter(name: str, value: Any) -> Any:
 
 
 def _as_floats(name: str, value: Any) -> Any:
-    """`value` as an array of floats; what is JAX's already passes as it is."""
+    """`value` as an array, and of floats unless it is JAX's already."""
     aval = getattr(value, "aval", None)
     if aval and aval.dtype == np.float32 and not aval.sharding.mesh.axis_types:
         return value  # the commonest, and the quickest to tell
@@ -119,7 +118,7 @@ def _as_floats(name: str, value: Any) -> Any:
         raise TypeError(f"{name} must be an array of real numbers; got {got}. {advice}")
     if aval:
         return _enter_leaf(array)
-    if not is_float:  # which jit would wrap beyond 32 bits
+    if not is_float:  # jit would wrap integers beyond 32 bits; X of them is float32
         return array.astype(np.float32 if name == "X" else np.float64)
     # A copy, which JAX may read later on, in a byte order and precision that it has.
     native = np.float64 if dtype.type == np.longdouble else dtype.newbyteorder("=")
@@ -136,7 +135,10 @@ def _as_integer(name: str, value: Any, low: int) -> int:
 
 
 def _enter_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray):
+    if isinstance(leaf, np.ndarray | np.generic):
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        if dtype.kind in "iu" and (leaf.astype(dtype) != leaf).any():
+            raise OverflowError(f"Integers must be within 32 bits; got {leaf}.")
         return leaf.copy()  # since JAX may read it later on
     # Explicit axes, the default of jax.make_mesh, refuse to gather rows: they become
     # Auto ones, in place. (Not under jax.set_mesh nor in your jit: there JAX refuses.)
@@ -193,12 +195,12 @@ def predict(params: Any, X: ArrayLike) -> jax.Array:
     """
     if not _is_linear(params):
         raise TypeError(f'params must be a dict of "w" and "b"; got {type(params)}.')
-    features = _check_features(X)
-    w, b = (jnp.asarray(params[k], features.dtype) for k in ("w", "b"))
+    X = _check_features(X)
+    w, b = (jnp.asarray(params[k], X.dtype) for k in ("w", "b"))
     advice = "Params of many models want fit_many, or jax.vmap(predict, (0, None))."
-    _check_shape('params["w"]', w, (features.shape[1], *b.shape), advice)
+    _check_shape('params["w"]', w, (X.shape[1], *b.shape), advice)
     # By default an accelerator would round the factors to about three digits.
-    return jnp.tensordot(features, w, axes=1, precision="highest") + b[None]
+    return jnp.tensordot(X, w, axes=1, precision="highest") + b[None]
 
 
 @_compiled
@@ -251,7 +253,7 @@ def r2_score(params: Any, X: ArrayLike, y: ArrayLike) -> jax.Array:
     deviations = y - y[:1]
     deviations = deviations - jnp.mean(deviations, axis=0, keepdims=True)
     error, spread = (_root_mean_square(x, axis=0) for x in (residuals, deviations))
-    # 0 * x is 0, but NaN if x is not finite, as if a residual or the sum of y is not.
+    # 0 * x is 0, or NaN where x is not finite: there a residual or a sum over y is not.
     score = 1 - (error / jnp.where(spread == 0, 1, spread)) ** 2 + 0 * spread
     constant = jnp.where(error == 0, 1, 0 * error)
     return jnp.where(spread == 0, constant, score).mean()
@@ -268,13 +270,13 @@ def _root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
     # float32 loses squares of what is outside 1e-19..1e19: square the ratio to the
     # largest, kept where XLA does not flush its reciprocal to 0 or infinity. Neither
     # the result nor its gradient depends on that scale.
-    tiny = jnp.finfo(x.dtype).tiny  # type: ignore[no-untyped-call]
+    tiny = np.finfo(x.dtype).tiny
     largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
     scale = jax.lax.stop_gradient(jnp.clip(largest, tiny, 1 / tiny))
     mean_square = jnp.mean((x / scale) ** 2, axis=axis)
     # The slope of sqrt at 0 is infinite, and where alone would keep inf * 0 = NaN.
-    positive = jnp.where(mean_square > 0, mean_square, 1)
-    root = jnp.where(mean_square > 0, jnp.sqrt(positive), mean_square)
+    zero = mean_square == 0
+    root = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, mean_square)))
     return scale.reshape(root.shape) * root
 
 
@@ -319,17 +321,13 @@ def _draw_rows(key: jax.Array, n: int, m: int) -> Any:
 
 @_compiled
 def step(
-    params: Any,
-    X: ArrayLike,
-    y: ArrayLike,
-    learning_rate: ArrayLike,
-    loss: Loss = rmse,
+    params: Any, X: ArrayLike, y: ArrayLike, learning_rate: ArrayLike, loss: Loss = rmse
 ) -> tuple[Any, jax.Array]:
     """One SGD update: params - learning_rate * gradient of loss(params, X, y).
 
     Args:
       params: {"w": (d, *t), "b": t}, or another pytree of floats that `loss` takes.
-        Its dtypes stay. (In a dict of "w" and "b" these two are arrays, always.)
+        Its dtypes stay. (A dict with "w" and "b" must have arrays there, always.)
       X, y: a batch, (m, d) and (m, *t).
       learning_rate: a scalar.
       loss: a function (params, X, y) -> scalar.
@@ -366,16 +364,17 @@ def fit(
 
     The key is split in two, for init_params and for the batches; step i draws its batch
     with fold_in(batch_key, start + i). So training resumes bit for bit: with one key,
-    a steps, then b steps with params=..., start=a, equal a + b steps, if both are 2 at
-    least (one step compiles without a loop, and may differ in the last bit).
+    a steps, then b steps with params=..., start=a, equal a + b steps, if a and b are at
+    least 2 (one step compiles without a loop, and may differ in the last bit).
 
     Args:
       key: a random key, to be used again only to resume. (Under jax.vmap not an rbg
-        one: all would draw from the first.)
+        one: what it draws may come from the first key alone.)
       X, y: features and targets, (n, d) and (n, *t).
       learning_rate: a scalar, or a rate for each step, (num_steps,). It is data: it can
         be mapped and differentiated, and a new value compiles nothing.
-      num_steps, batch_size: 0 or more; 1 to n, by default 100 or n if that is less.
+      num_steps: 0 or more.
+      batch_size: 1 to n; by default 100, or n if that is less.
       params: where to start; by default a draw of init_params. w and b take X's dtype.
       start: how many steps lie behind params. Left at 0, the batches of step 0 on are
         drawn again; above 0 it needs params (a traced one is ignored without).
@@ -400,7 +399,7 @@ def fit(
     init_key, batch_key = jax.random.split(key)
     if params is None:
         params = init_params(init_key, d, target_shape=y.shape[1:], dtype=X.dtype)
-        start = 0
+        start = 0  # so that the argument, unused, stays on the host
     elif _is_linear(params):
         params = params | {k: params[k].astype(X.dtype) for k in ("w", "b")}
 
@@ -435,8 +434,9 @@ def fit_many(
     Args:
       keys: s random keys, as jax.random.split(key, s) makes them; not rbg ones.
       in_axes: the axis of s in keys, X, y, learning_rate and params (0 if left out),
-        None for what all share: (0, None, None, 0) for a rate each, (0, 0, 0, None) for
-        a data set each, (None, None, None, 0) with one key for rates on equal batches.
+        None for what all share: (0, None, None, 0) for a rate each (else rates are a
+        schedule), (0, 0, 0, None) for a data set each, (None, None, None, 0) with one
+        key for rates on equal batches.
       The others are as in fit, plus the axis of s where in_axes names one.
 
     Returns params, each leaf with a leading axis of s, and losses, (s, num_steps).
@@ -446,13 +446,12 @@ def fit_many(
     >>> params["w"].shape, losses.shape
     ((256, 1), (256, 9))
     """
-    if in_axes[0] is not None and keys.shape == ():
-        raise ValueError("keys must be s keys: jax.random.split(key, s); got one.")
-    if in_axes[0] is not None and "rbg" in str(jax.random.key_impl(keys)):
-        raise TypeError(
-            "keys must not be rbg, which under vmap draw from the first; got rbg keys. "
-            'Make them from jax.random.key(0, impl="threefry2x32").'
-        )
+    if in_axes[0] is not None:
+        if keys.shape == ():
+            raise ValueError("keys must be s keys: jax.random.split(key, s); got one.")
+        if "rbg" in str(jax.random.key_impl(keys)):
+            advice = 'Make them from jax.random.key(0, impl="threefry2x32").'
+            raise TypeError(f"keys must not be rbg: all may draw alike. {advice}")
     options: dict[str, Any] = {"num_steps": num_steps, "batch_size": batch_size}
     options |= {"start": start, "loss": loss, "step": step}
 
@@ -470,32 +469,31 @@ def _check_shape(name: str, array: Any, shape: Any, advice: str) -> None:
 
 def _check_features(X: Any) -> jax.Array:
     if X.ndim != 2 or 0 in X.shape or X.shape[0] >= 2**31:
-        raise ValueError(
-            f"X must have shape (n, d), 0 < n < 2**31 and 0 < d; got {X.shape}. One "
-            "feature: X[:, None]; stacked data: fit_many with in_axes=(0, 0, 0, None)."
-        )
+        advice = "One feature: X[:, None]. Stacked: fit_many, in_axes=(0, 0, 0, None)."
+        raise ValueError(f"X must be (n, d), 0 < n, d < 2**31; got {X.shape}. {advice}")
     return jnp.asarray(X, jnp.float64 if X.dtype == jnp.float64 else jnp.float32)
 
 
 def _check_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
     X = _check_features(X)
-    if 0 in y.shape:
-        raise ValueError(f"y must have a target at least; got shape {y.shape}.")
     advice = "Pass as many rows of both; for stacked y use fit_many with in_axes."
-    _check_shape("y", y, (X.shape[0], *y.shape[1:]), advice)
+    _check_shape("y", y, (X.shape[0], *(k or 1 for k in y.shape[1:])), advice)
     return X, jnp.asarray(y, X.dtype)
 
 
 def _check_rates(rates: Any, num_steps: int) -> Any:
     rates = rates if rates.shape else jnp.full(num_steps, rates)
-    advice = "Take rates[start:start + num_steps], or map: in_axes=(0, None, None, 0)."
+    advice = (
+        "Set num_steps, or take rates[start:start + num_steps]; to map rates over "
+        "models, call fit_many with in_axes=(0, None, None, 0)."
+    )
     _check_shape("learning_rate", rates, (num_steps,), advice)
     return rates
 
 
-def _check_start(given: dict[str, Any], default_step: Any) -> Any:
+def _check_start(given: dict[str, Any]) -> Any:
     start, params = given["start"], given["params"]
-    if params is None and getattr(given["step"], "func", None) is not default_step:
+    if params is None and getattr(given["step"], "func", None) is not step:
         raise ValueError("params must be the first state of your own step; got None.")
     if isinstance(start, jax.core.Tracer):
         if start.shape != () or not jnp.issubdtype(start.dtype, jnp.integer):
@@ -515,7 +513,8 @@ def main() -> None:
     X = 10 * jax.random.uniform(X_key, (1000, 2))
     y = X @ jnp.array([3.0, 4.0]) + 5 + jax.random.uniform(noise_key, (1000,))
     keys = jax.random.split(models_key, 256)
-    segment, params = functools.partial(fit_many, num_steps=500), None
+    segment = functools.partial(fit_many, num_steps=500)
+    params = None
     print("256 models; RMSE on the last batch: median, 5th to 95th percentile")
     began = time.perf_counter()
     for start in range(0, 5000, 500):

@@ -198,6 +198,8 @@ def test_door_does_not_wrap_integers_beyond_32_bits(way):
     assert rmse(params, way(X), way(np.array(y, int))) == 0
     trained, _ = fit(key(), X3, Y3, 0, num_steps=1, params=PARAMS | {"b": 2**40})
     assert trained["b"] == 2.0**40
+    for n in (2**31 - 1, -(2**31)):
+        assert fit(key(), X3, Y3, 1, params=np.int64(n), step=own_step)[0] == n
 
 
 @pytest.mark.parametrize("way", [np.asarray, jnp.asarray, np.ndarray.tolist, frame])
@@ -210,6 +212,7 @@ def test_integers_keep_their_digits_in_float64(x64, way):
     ):
         assert rmse(params, X, y) == 0
         assert fit(key(), X, y, 0, num_steps=1, batch_size=1, params=params)[1] == 0
+    assert fit(key(), X, X[:, 0], 0, params=np.int64(n**2), step=own_step)[0] == n**2
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "i8"])
@@ -1031,7 +1034,7 @@ ValueError | train_3(k, STACKED, Y3, 0.1) | X; (3, 10, 2); in_axes=(0, 0, 0, Non
 ValueError | train_3(k, X3, STACKED[:, :, 0], 0.1) | y; (3, 10); in_axes
 ValueError | fit(k, X3[:0], Y3[:0], 0.1) | X; (0, 2)
 ValueError | fit(k, X3[:, :0], Y3, 0.1) | X; (10, 0)
-ValueError | fit(k, X3, Y3[:9], 0.1) | y; (10,); (9,); rows
+ValueError | fit(k, X3, Y3[:0], 0.1) | y; (10,); (0,); rows
 ValueError | fit(k, X3, 1.0, 0.1) | y; (10,); ()
 ValueError | fit(k, X3, np.ones((10, 0)), 0.1) | y; (10, 0)
 ValueError | rmse(PARAMS, X3, Y3[:, None]) | y; (10,); (10, 1); target
@@ -1046,7 +1049,7 @@ ValueError | train_1(k, X3, Y3, 1, start=2**32, num_steps=0, params=MANY) | star
 ValueError | train_1(k, X3, Y3, 0.1, start=1) | start; params; 1
 ValueError | train_1(k, X3, Y3, 0.1, step=own_step) | params; None; first state
 ValueError | train_1(k, X3, Y3, np.ones(9)) | learning_rate; (3,); (9,); rates[start:
-ValueError | train_3(k, X3, Y3, np.ones(5)) | learning_rate; (5,); (0, None, None, 0)
+ValueError | train_3(k, X3, Y3, np.ones(5)) | learning_rate; num_steps; in_axes=(0, None
 ValueError | jaxlin.step(PARAMS, X3, Y3, np.ones(2)) | learning_rate; (2,); jax.vmap
 ValueError | init_params(k, 0) | num_features; 1; 0
 ValueError | init_params(k, 2, target_shape=(0,)) | target_shape; 1; 0
@@ -1078,8 +1081,8 @@ TypeError | init_params(k, 2, dtype=jnp.complex64) | dtype; floating; complex64
 ValueError | fit_many(k, X3, Y3, 0.1) | keys; jax.random.split; one
 TypeError | train_3(jax.random.key(0, impl="rbg"), X3, Y3, 1) | keys; rbg; threefry2x32
 TypeError | train_3(k, X3, Y3, 0.1, in_axes=(0, None, None, 0.5)) | ; float
+OverflowError | fit(k, X3, Y3, 1, loss=Partial(rmse, np.int64(2**31))) | ; 32 bits
 TypeError | predict(PARAMS, X3, Y3) | ; predict
-TypeError | fit(k, X3, Y3, 0.1, steps=100) | ; steps
 """
 
 
