@@ -74,6 +74,8 @@ def _enter(name: str, value: Any) -> Any:
     match name:
         case "X" | "y" | 'params["w"]' | 'params["b"]':
             return _as_floats(name, value)
+        case "key" | "keys":
+            return _enter_leaf(value)  # as the last line does, but sooner
         case "params" if _is_linear(value):
             return value | {k: _enter(f'params["{k}"]', v) for k, v in value.items()}
         case "learning_rate":
