@@ -1056,7 +1056,7 @@ ValueError | init_params(k, 2, target_shape=(0,)) | target_shape; 1; 0
 ValueError | train_1(jax.random.split(k, 3), X3, Y3, 0.1) | ; key; (3,); jax.vmap
 ValueError | train_3(k, X3, Y3, np.ones(4), in_axes=RATE_EACH) | ; learning_rate; 3; 4
 ValueError | fit_many(k, X3, Y3, 0.1, in_axes=[None] * 4) | ; in_axes
-TypeError | predict([PARAMS], X3) | params; list
+TypeError | predict({"b": 0}, X3) | params; dict of "w" and "b"
 TypeError | fit(k, X3, Y3, 0.1, batch_size=4.0) | batch_size; integer; 4.0
 TypeError | fit(k, X3, Y3, 0.1, batch_size=True) | batch_size; integer; True
 TypeError | fit(k, X3, Y3, 0.1, start=1.0) | start; integer; 1.0
