@@ -19,9 +19,8 @@ X. Nothing broadcasts or is modified. TypeError is for what is of the wrong kind
 ValueError for shapes, sizes and a lack of params, both before anything runs.
 
 What a loss or a step holds as jax.tree_util.Partial(function, value) is data: a new
-value compiles nothing, can be mapped, has a gradient. (Integers there, or in params of
-your own, that do not fit in 32 bits raise OverflowError.) Globals and closures are
-frozen at the first compile.
+value compiles nothing, can be mapped, has a gradient. (An integer beyond 32 bits there,
+or in your own params, raises.) Globals and closures are frozen at the first compile.
 """
 
 import functools
@@ -137,7 +136,7 @@ def _as_integer(name: str, value: Any, low: int) -> int:
 
 
 def _enter_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray | np.generic):
+    if isinstance(leaf, (np.ndarray, np.generic)):
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         if dtype.kind in "iu" and (leaf.astype(dtype) != leaf).any():
             raise OverflowError(f"Integers must be within 32 bits; got {leaf}.")
@@ -436,9 +435,8 @@ def fit_many(
     Args:
       keys: s random keys, as jax.random.split(key, s) makes them; not rbg ones.
       in_axes: the axis of s in keys, X, y, learning_rate and params (0 if left out),
-        None for what all share: (0, None, None, 0) for a rate each (else rates are a
-        schedule), (0, 0, 0, None) for a data set each, (None, None, None, 0) with one
-        key for rates on equal batches.
+        None for what all share. (0, None, None, 0): a rate each, not a schedule;
+        (0, 0, 0, None): a data set each; (None, None, None, 0): rates, one key for all.
       The others are as in fit, plus the axis of s where in_axes names one.
 
     Returns params, each leaf with a leading axis of s, and losses, (s, num_steps).
@@ -479,7 +477,9 @@ def _check_features(X: Any) -> jax.Array:
 def _check_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
     X = _check_features(X)
     advice = "Pass as many rows of both; for stacked y use fit_many with in_axes."
-    _check_shape("y", y, (X.shape[0], *(k or 1 for k in y.shape[1:])), advice)
+    _check_shape("y", y, (X.shape[0], *y.shape[1:]), advice)
+    if 0 in y.shape:
+        raise ValueError(f"y must have a target at least; got shape {y.shape}.")
     return X, jnp.asarray(y, X.dtype)
 
 
