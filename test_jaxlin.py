@@ -3,11 +3,16 @@
 import ast
 import concurrent.futures
 import contextlib
+import dataclasses
 import doctest
 import functools
+import importlib.util
+import inspect
 import itertools
 import os
 import pathlib
+import pickle
+import pydoc
 import random
 import re
 import socket
@@ -18,15 +23,18 @@ import time
 import types
 
 import jax
+import jax.export
 import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from jax.experimental.sparse import BCOO
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
+from scipy.sparse import csr_matrix
 
 import jaxlin
 from jaxlin import fit, fit_many, init_params, predict, r2_score, rmse, sample_batch
@@ -192,12 +200,10 @@ def test_door_takes_every_container(way):
 @pytest.mark.parametrize("way", [np.asarray, frame, list])
 def test_door_does_not_wrap_integers_beyond_32_bits(way):
     X = np.array([[2**40], [2**41]])
-    params = {"w": np.ones(1, int), "b": np.int64(2**40)}
+    params = {"w": np.ones(1, int), "b": 2.0**40}
     y = [float(x) + 2.0**40 for x in X[:, 0]]
     assert predict(params, way(X)).tolist() == y
     assert rmse(params, way(X), way(np.array(y, int))) == 0
-    trained, _ = fit(key(), X3, Y3, 0, num_steps=1, params=PARAMS | {"b": 2**40})
-    assert trained["b"] == 2.0**40
     assert fit(key(), X3, Y3, 1, params=np.int64(-9), step=own_step)[0] == -9
 
 
@@ -241,24 +247,75 @@ def test_door_takes_legacy_keys():
     assert_equal(trained, fit_many(keys(3), X3, Y3, 0.1, num_steps=3))
 
 
-def test_door_relabels_explicit_axes_as_auto():
-    mesh = jax.make_mesh((1,), ("s",), axis_types=(AxisType.Explicit,))
-    sharding = NamedSharding(mesh, PartitionSpec("s"))
-    params = jax.vmap(functools.partial(init_params, num_features=2))(keys(4))
-    params["c"] = jnp.ones(4)
-    inputs = keys(4), X3, Y3.astype("i4"), np.full(3, 0.1), params, jnp.full(1, 0.5)
+def test_each_way_of_giving_an_argument_is_the_same_program():
+    X, y = data(n=42)
+    k, params, two = key(), init_params(key(), 3), keys(2)
+    with compiles(1):
+        fit(k, X, y, 0.1, num_steps=1000, params=params)
+        fit(k, X, y, 0.1, params=params, start=0, batch_size=None, loss=rmse)
+        fit(k, X=X, y=y, learning_rate=0.1, params=params, step=jaxlin.step)
+        fit(learning_rate=0.1, y=y, X=X, key=k, params=params, start=7)
+    with compiles(1):
+        jaxlin.step(params, X, y, 0.1)
+        jaxlin.step(params, X, y, 0.1, rmse)
+        jaxlin.step(params, X, y, learning_rate=0.1, loss=rmse)
+    with compiles(1):
+        fit_many(two, X, y, 0.1, num_steps=3)
+        fit_many(two, X, y, 0.1, num_steps=3, in_axes=[0, None, None, None])
 
-    def train(k, X, y, rates, params, penalty):
-        loss = Partial(shrunk, penalty)
-        return fit_many(k, X, y, rates, num_steps=3, params=params, loss=loss)
 
-    trained = train(*jax.device_put(inputs, sharding))
-    assert_equal(trained, train(*inputs))
-    for leaf in jax.tree.leaves(trained):
-        assert set(leaf.sharding.mesh.axis_types) == {AxisType.Auto}
+def test_each_function_works_without_jit():
+    k, X, y = key(), X3.tolist(), Y3.tolist()
+    calls = [
+        lambda: init_params(k, 2),
+        lambda: predict(PARAMS, X),
+        lambda: (rmse(PARAMS, X, y), jaxlin.mse(PARAMS, X, y), r2_score(PARAMS, X, y)),
+        lambda: sample_batch(k, X3.astype("f8"), y, 3),
+        lambda: jaxlin.step({"w": [1.0, 1.0], "b": 0}, X, y, 0.1),
+        lambda: fit(k, X, y, 0.1, num_steps=3, params=PARAMS, start=4),
+        lambda: fit_many(keys(2), X, y, 0.1, num_steps=3),
+    ]
+    for call in calls:
+        expected = call()
+        with jax.disable_jit():
+            assert_close(call(), expected)
+
+
+def test_functions_are_pickled_by_name_and_show_their_signature():
+    names = {}
+    exec("from jaxlin import *", names)
+    functions = [names[name] for name in sorted(names) if name[0] != "_"]
+    assert functions == [getattr(jaxlin, name) for name in sorted(jaxlin.__all__)]
+    for function in functions:
+        assert pickle.loads(pickle.dumps(function)) is function
+        assert function.__name__ in pydoc.render_doc(function)
+    assert len(functions) == 9
+    assert [*inspect.signature(fit).parameters][3:6:2] == [
+        "learning_rate",
+        "batch_size",
+    ]
+
+
+def test_a_function_outlives_the_reload_of_its_module():
+    spec = importlib.util.spec_from_file_location("copied", jaxlin.__file__)
+    copied = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copied)
+    old = copied.fit
+    spec.loader.exec_module(copied)  # what importlib.reload does
+    assert copied.fit is not old
     expected = fit(key(), X3, Y3, 0.1, num_steps=3)
-    with (getattr(jax, "set_mesh", None) or jax.sharding.use_mesh)(mesh):
-        assert_close(fit(key(), X3, Y3, 0.1, num_steps=3), expected)
+    assert_equal(old(key(), X3, Y3, 0.1, num_steps=3), expected)
+    assert_equal(copied.fit(key(), X3, Y3, 0.1, num_steps=3), expected)
+
+
+@pytest.mark.parametrize("function", [predict, rmse, jaxlin.mse, r2_score])
+def test_functions_are_exported_for_any_number_of_rows(function):
+    (n,) = jax.export.symbolic_shape("n")
+    shapes = [jax.ShapeDtypeStruct(shape, "f4") for shape in ((n, 2), (n,))]
+    shapes = shapes[: 1 if function is predict else 2]
+    exported = jax.export.export(jax.jit(function))(PARAMS, *shapes)
+    rows = (X3, Y3)[: len(shapes)]
+    assert_close(exported.call(PARAMS, *rows), function(PARAMS, *rows))
 
 
 def test_each_function_compiles_once():
@@ -332,11 +389,11 @@ def test_fit_works_under_the_checks_of_jax(flag):
     assert_equal(trained, expected)
 
 
-def test_a_list_of_what_is_traced_enters():
+def test_params_may_be_lists_of_numbers():
     slopes = jax.grad(rmse)({"w": [1.0, 1.0], "b": 0.0}, X3, Y3)
     assert_close(jnp.stack(slopes["w"]), jax.grad(rmse)(PARAMS, X3, Y3)["w"])
-    with jax.numpy_dtype_promotion("standard"):
-        assert jax.jit(lambda i: predict(PARAMS, [[i, 2**33]]))(1) == 2.0**33
+    trained = fit(key(), X3, Y3, 0.1, num_steps=3, params={"w": [1, 1], "b": 0})
+    assert_equal(trained, fit(key(), X3, Y3, 0.1, num_steps=3, params=PARAMS))
 
 
 def aligned(array):
@@ -381,6 +438,15 @@ def test_init_params_has_the_shapes_of_the_design(t):
     params = init_params(key(), 4, target_shape=t)
     assert jax.tree.map(jnp.shape, params) == {"w": (4, *t), "b": t}
     assert {leaf.dtype for leaf in params.values()} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.bfloat16, jnp.float16])
+def test_init_params_in_low_precision_is_the_rounded_normal_draw(dtype):
+    wide, narrow = (
+        init_params(key(), 10_000, dtype=each)["w"] for each in ("f4", dtype)
+    )
+    assert_equal(narrow, wide.astype(dtype))
+    assert abs(narrow.astype("f4").std() - 1) < 0.03
 
 
 @pytest.mark.parametrize("t", [(), (3,), (2, 3)])
@@ -553,9 +619,15 @@ def test_r2_score_has_no_unit(seed, unit):
     assert_close(score(unit * y, unit * predictions), expected)
 
 
-def test_r2_score_of_a_distant_target_keeps_its_digits():
-    y = 1e6 + np.arange(64.0)
-    assert_close(score(y, y + 2.0), 1 - 64 * 4 / np.sum((y - y.mean()) ** 2))
+@pytest.mark.parametrize("n", [64, 100_000])
+def test_r2_score_of_a_distant_target_keeps_its_digits(n):
+    """Against float64, of what float32 holds of X and y."""
+    x = np.random.default_rng(0).normal(size=n).astype("f4")
+    y = (-311_030 + 2 * x + np.random.default_rng(1).normal(size=n)).astype("f4")
+    params = {"w": np.ones(1, "f4"), "b": np.float32(-311_030)}
+    errors = np.sum((np.float32(x - 311_030) - y.astype("f8")) ** 2)
+    expected = 1 - errors / np.sum((y - y.mean(dtype="f8")) ** 2)
+    assert_close(r2_score(params, x[:, None], y), expected, 0, 1e-6)
 
 
 def test_rmse_ends_at_the_median_of_skewed_noise_and_mse_at_least_squares():
@@ -588,6 +660,20 @@ def chi_square(counts):
 def five_sigma(k):
     """Above a chi-square of k degrees, which has mean k and deviation √(2k)."""
     return k + 5 * (2 * k) ** 0.5
+
+
+def test_sample_batch_draws_the_first_words_of_the_keys_that_jax_splits():
+    sizes = {m: 2**30 // m**4 + 1 for m in range(1, 102)}  # and as many numbers of rows
+    quickly = {"xla_backend_optimization_level": 0}
+    draw = jax.jit(
+        lambda k: [jaxlin._draw_rows(k, n, m) for m, n in sizes.items()],
+        compiler_options=quickly,
+    )
+    words = np.asarray(jax.random.key_data(keys(101))[:, 0])
+    for (m, n), rows in zip(sizes.items(), draw(key()), strict=True):
+        np.testing.assert_array_equal(rows, words[:m] % n)
+    for m in (1, 50):
+        np.testing.assert_array_equal(words[:m], jax.random.key_data(keys(m))[:, 0])
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -1012,7 +1098,13 @@ def test_fit_many_of_very_many_models_is_numpy_sgd(s):
 MANY = {"w": np.ones((7, 2), "f4"), "b": np.ones(7, "f4")}
 STACKED = np.ones((3, 10, 2), "f4")
 RATE_EACH = (0, None, None, 0)
-UNHASHABLE = {"__call__": rmse, "__hash__": None}
+LETTERS = list("abcabcabca")
+TEXT = pd.DataFrame({"letter": LETTERS})
+SPARSE = csr_matrix(X3), BCOO.fromdense(np.ones((1797, 64)))  # of minutes, if read
+Unhashable = type("Unhashable", (), {"__call__": rmse, "__hash__": None})
+Frozen = dataclasses.make_dataclass(
+    "Frozen", ["array"], frozen=True, namespace={"__call__": rmse}
+)
 
 
 def train_1(*args, **options):
@@ -1028,61 +1120,95 @@ def own_step(state, X, y, learning_rate, loss):
 
 
 ERRORS = """
-ValueError | fit(k, Y3, Y3, 0.1) | X; (10,); X[:, None]
-ValueError | train_3(k, STACKED, Y3, 0.1) | X; (3, 10, 2); in_axes=(0, 0, 0, None)
-ValueError | train_3(k, X3, STACKED[:, :, 0], 0.1) | y; (3, 10); in_axes
-ValueError | fit(k, X3[:0], Y3[:0], 0.1) | X; (0, 2)
-ValueError | fit(k, X3[:, :0], Y3, 0.1) | X; (10, 0)
-ValueError | fit(k, X3, Y3[:0], 0.1) | y; (10,); (0,); rows
-ValueError | fit(k, X3, 1.0, 0.1) | y; (10,); ()
-ValueError | fit(k, X3, np.ones((10, 0)), 0.1) | y; a target; (10, 0)
-ValueError | rmse(PARAMS, X3, Y3[:, None]) | y; (10,); (10, 1); target
+TypeError | init_params(0, 2) | key; got 0; jax.random.key(seed)
+TypeError | init_params(k, 2, dtype=jnp.complex64) | dtype; floating; complex64
+ValueError | init_params(k, 0) | num_features; 1; 0
+TypeError | init_params(k, 2, target_shape=3) | target_shape; (3,); 3
+ValueError | init_params(k, 2, target_shape=(0,)) | target_shape; 0
+ValueError | init_params(jax.random.split(k, 3), 2) | key; (3,); jax.vmap
+TypeError | predict([1, 2], X3) | params; dict of "w" and "b"
+TypeError | predict({"b": 0}, X3) | params; dict of "w" and "b"
+TypeError | predict({"w": "1", "b": 0}, X3) | params; numbers; '1'
+OverflowError | predict({"w": np.array([2**40, 1]), "b": 0}, X3) | params; 32 bits
+ValueError | predict(PARAMS, X3[0]) | X; (n, d); (2,); X[None]; X[:, None]
+ValueError | predict(PARAMS, np.ones((5, 4))) | params["w"]; (4,); (2,); features
 ValueError | predict(PARAMS | {"w": np.ones(3)}, X3) | params["w"]; (2,); (3,)
 ValueError | predict(MANY, X3) | params["w"]; (7, 2); jax.vmap(predict, (0, None))
-ValueError | train_1(k, X3, Y3, 0.1, batch_size=0) | batch_size; 1; 0
-ValueError | sample_batch(k, X3, Y3, 11) | batch_size; 10; 11
-ValueError | train_1(k, X3, Y3, 0.1, num_steps=-1) | num_steps; 0; -1
-ValueError | train_1(k, X3, Y3, 0.1, start=-1, params=PARAMS) | start; 0; -1
-ValueError | train_1(k, X3, Y3, 0.1, start=2**32 - 2, params=PARAMS) | start; 2**32
-ValueError | train_1(k, X3, Y3, 1, start=2**32, num_steps=0, params=MANY) | start; 2**32
-ValueError | train_1(k, X3, Y3, 0.1, start=1) | start; params; 1
-ValueError | train_1(k, X3, Y3, 0.1, step=own_step) | params; None; first state
-ValueError | train_1(k, X3, Y3, np.ones(9)) | learning_rate; (3,); (9,); rates[start:
-ValueError | train_3(k, X3, Y3, np.ones(5)) | learning_rate; (5,); (0, None, None, 0)
-ValueError | jaxlin.step(PARAMS, X3, Y3, np.ones(2)) | learning_rate; (2,); jax.vmap
-ValueError | init_params(k, 0) | num_features; 1; 0
-ValueError | init_params(k, 2, target_shape=(0,)) | target_shape; 1; 0
-ValueError | train_1(jax.random.split(k, 3), X3, Y3, 0.1) | ; key; (3,); jax.vmap
-ValueError | train_3(k, X3, Y3, np.ones(4), in_axes=RATE_EACH) | ; learning_rate; 3; 4
-ValueError | fit_many(k, X3, Y3, 0.1, in_axes=[None] * 4) | ; in_axes
-TypeError | predict({"b": 0}, X3) | params; dict of "w" and "b"
-TypeError | fit(k, X3, Y3, 0.1, batch_size=4.0) | batch_size; integer; 4.0
-TypeError | fit(k, X3, Y3, 0.1, batch_size=True) | batch_size; integer; True
-TypeError | fit(k, X3, Y3, 0.1, start=1.0) | start; integer; 1.0
-TypeError | jax.jit(lambda s: fit(k, X3, Y3, 1, start=s))(1.0) | start; integer; float32
-TypeError | jax.jit(lambda s: fit(k, X3, Y3, 1, start=s))(np.arange(3)) | start; [3]
-TypeError | fit(k, X3, Y3, "0.1") | learning_rate; real numbers; str
-TypeError | fit(k, X3, Y3, lambda i: 0.1) | learning_rate; function; schedule(jnp.arange
+TypeError | predict(PARAMS, SPARSE[0]) | X; csr_matrix; .toarray()
+TypeError | predict(PARAMS, SPARSE[1]) | X; BCOO; .todense()
+TypeError | predict(PARAMS, TEXT) | X; DataFrame; pd.get_dummies(..., dtype=float)
+TypeError | predict(PARAMS, TEXT.astype("category")) | X; DataFrame; pd.get_dummies
+TypeError | predict(PARAMS, np.full((3, 2), "2020", "M8[D]")) | X; datetime64; days
 TypeError | predict(PARAMS, jnp.asarray(X3, "c8")) | X; real numbers; complex64
 TypeError | predict(PARAMS, frame(X3.astype(object))) | X; Frame; .astype(float)
 TypeError | predict(PARAMS, [[1], [2, 3]]) | X; real numbers; list
 TypeError | predict(PARAMS, [[1, None]]) | X; list; without gaps
 TypeError | predict(PARAMS, np.ma.masked_array(X3, X3 > 0)) | X; Masked; without gaps
+TypeError | predict(PARAMS, [np.ma.masked_array([1, 2], [0, 1])]) | X; list; gaps
 TypeError | predict(PARAMS, k) | X; real numbers; key<fry>
+TypeError | predict(PARAMS, X3.copy) | X; builtin_function_or_method; real numbers
+TypeError | predict(PARAMS, X3, Y3) | ; predict; params; X
+ValueError | rmse(PARAMS, X3, Y3[:, None]) | y; (10,); (10, 1); targets
+TypeError | rmse(PARAMS, X3, LETTERS) | y; list of <U1; codes for labels
 TypeError | rmse(PARAMS, X3, np.arange(10).astype("m8[s]")) | y; timedelta64
-ValueError | train_3(k, X3, Y3, 0.1, in_axes=[0, *[None] * 6]) | ; in_axes
-TypeError | predict({"w": "1", "b": 0}, X3) | params["w"]; real numbers; str
-TypeError | predict(PARAMS, X3.copy) | X; builtin_function_or_method; floats
-TypeError | jax.jit(lambda x: predict(PARAMS, [[x, 1]]))(1j) | X; complex64
-TypeError | fit(k, X3, Y3, 1, loss=type("", (), UNHASHABLE)()) | loss; hashable
+TypeError | sample_batch(None, X3, Y3, 3) | key; got None; jax.random.key(seed)
+ValueError | sample_batch(k, X3, Y3, 11) | batch_size; 10; 11
+ValueError | jaxlin.step(PARAMS, X3, Y3, np.ones(2)) | learning_rate; (2,); jax.vmap
+TypeError | fit(np.int64(3), X3, Y3, 0.1) | key; np.int64(3); jax.random.key(seed)
+TypeError | fit(np.random.default_rng(0), X3, Y3, 0.1) | key; Generator; jax.random.key
+TypeError | fit(X3, Y3, k, 0.1) | key; array; jax.random.key(seed)
+ValueError | fit(jax.random.split(k, 3), X3, Y3, 0.1) | key; (3,); fit_many
+ValueError | fit(k, Y3, Y3, 0.1) | X; (10,); X[:, None]
+ValueError | fit(k, X3[:0], Y3[:0], 0.1) | X; (0, 2)
+ValueError | fit(k, X3[:, :0], Y3, 0.1) | X; (10, 0)
+ValueError | fit(k, X3, Y3[:0], 0.1) | y; (10,); (0,); Rows as X
+ValueError | fit(k, X3, 1.0, 0.1) | y; (10,); ()
+ValueError | fit(k, X3, np.ones((10, 0)), 0.1) | y; targets; (10, 0)
+TypeError | fit(k, X3, Y3, "0.1") | learning_rate; real numbers; str
+TypeError | fit(k, X3, Y3, lambda i: 0.1) | learning_rate; function; schedule(jnp.arange
+ValueError | train_1(k, X3, Y3, np.ones(9)) | learning_rate; (3,); (9,); rates[start:
+ValueError | train_1(k, X3, Y3, 0.1, num_steps=-1) | num_steps; 0; -1
+TypeError | train_1(k, X3, Y3, 0.1, num_steps=None) | num_steps; integer; None
+ValueError | train_1(k, X3, Y3, 0.1, batch_size=0) | batch_size; 1; 0
+TypeError | fit(k, X3, Y3, 0.1, batch_size=4.0) | batch_size; integer; 4.0
+TypeError | fit(k, X3, Y3, 0.1, batch_size=True) | batch_size; integer; True
+TypeError | fit(k, X3, Y3, 0.1, params=[1, 2]) | params; dict of "w" and "b"
+ValueError | train_1(k, X3, Y3, 0.1, start=-1, params=PARAMS) | start; 0; -1
+ValueError | train_1(k, X3, Y3, 0.1, start=2**32 - 2, params=PARAMS) | start; 2**32
+ValueError | train_1(k, X3, Y3, 1, start=2**32, num_steps=0, params=MANY) | start; 2**32
+ValueError | train_1(k, X3, Y3, 0.1, start=1) | start; params; 1
+TypeError | fit(k, X3, Y3, 0.1, start=1.0) | start; integer; 1.0
+TypeError | fit(k, X3, Y3, 0.1, start=jnp.float32(0)) | start; integer; float32
+TypeError | jax.jit(lambda s: fit(k, X3, Y3, 1, start=s))(1.0) | start; integer; float32
+TypeError | jax.jit(lambda s: fit(k, X3, Y3, 1, start=s))(np.arange(3)) | start; [3]
 TypeError | fit(k, X3, Y3, 0.1, loss="rmse") | loss; function; 'rmse'
-TypeError | init_params(k, 2, dtype=jnp.complex64) | dtype; floating; complex64
-ValueError | fit_many(k, X3, Y3, 0.1) | keys; jax.random.split; one
+TypeError | fit(k, X3, Y3, 1, loss=Unhashable()) | loss; hashable; Partial(function
+TypeError | fit(k, X3, Y3, 1, loss=Frozen(X3)) | loss; hashable; Partial(function
+TypeError | fit(k, X3, Y3, 1, loss=Partial(Frozen(X3))) | loss; hashable; Partial
+OverflowError | fit(k, X3, Y3, 1, loss=Partial(rmse, np.int64(2**31))) | loss; 32 bits
+ValueError | train_1(k, X3, Y3, 0.1, step=own_step) | params; None; first state
+TypeError | fit(k, X3, Y3, lr=0.1) | ; fit takes; learning_rate; lr
+TypeError | fit(k, X3, Y3, 0.1, n_epochs=3) | ; fit takes; num_steps; n_epochs
+TypeError | fit(k, X3, Y3, 0.1, X=X3) | ; fit takes; 4 by position; X
+TypeError | fit(k, X3) | ; fit takes; learning_rate; 2 by position
+TypeError | fit_many(range(3), X3, Y3, 0.1) | keys; range(0, 3); jax.random.split
+TypeError | fit_many([0, 1, 2], X3, Y3, 0.1) | keys; [0, 1, 2]; jax.random.split
+TypeError | fit_many([k, k], X3, Y3, 0.1) | keys; jnp.stack
+ValueError | fit_many(k, X3, Y3, 0.1) | in_axes; jax.random.split(key, s)
 TypeError | train_3(jax.random.key(0, impl="rbg"), X3, Y3, 1) | keys; rbg; threefry2x32
-TypeError | train_3(k, X3, Y3, 0.1, in_axes=(0, None, None, 0.5)) | ; float
-OverflowError | fit(k, X3, Y3, 1, loss=Partial(rmse, np.int64(2**31))) | ; 32 bits
-TypeError | predict(PARAMS, X3, Y3) | ; predict
-TypeError | fit(k, X3, Y3, 0.1, steps=100) | ; steps
+ValueError | train_3(k, STACKED, Y3, 0.1) | X; (3, 10, 2); in_axes=(0, 0, 0, None)
+ValueError | train_3(k, X3, STACKED[:, :, 0], 0.1) | y; (3, 10); in_axes
+ValueError | train_3(k, X3, Y3, np.ones(5)) | learning_rate; (5,); (0, None, None, 0)
+ValueError | train_3(k, X3, Y3, np.ones(4), in_axes=RATE_EACH) | in_axes; size 3; size 4
+ValueError | train_3(k, X3, Y3, 0.1, params=PARAMS) | in_axes; (0, None, None, None, N
+TypeError | train_3(k, X3, Y3, 0.1, in_axes=0) | in_axes; got 0; axis of s models
+TypeError | train_3(k, X3, Y3, 0.1, in_axes=None) | in_axes; None; axis of s models
+TypeError | train_3(k, X3, Y3, 0.1, in_axes=dict.fromkeys(range(4))) | in_axes; {0: None
+TypeError | train_3(k, X3, Y3, 0.1, in_axes="0000") | in_axes; '0000'; axis of s models
+ValueError | train_3(k, X3, Y3, 0.1, in_axes=(0, None)) | in_axes; (0, None); X, y
+ValueError | train_3(k, X3, Y3, 0.1, in_axes=[0, *[None] * 5]) | in_axes; of s models
+ValueError | fit_many(k, X3, Y3, 0.1, in_axes=[None] * 4) | in_axes; axis of s models
+TypeError | train_3(k, X3, Y3, 0.1, in_axes=(0, None, None, 0.5)) | in_axes; 0.5
 """
 
 
@@ -1103,7 +1229,9 @@ def test_every_error_says_what_is_wanted_what_came_and_what_to_do(row):
 def test_more_rows_than_32_bits_can_draw_raise():
     X = jax.ShapeDtypeStruct((2**31, 1), "f4")
     y = jax.ShapeDtypeStruct((2**31,), "f4")
-    with pytest.raises(ValueError, match=r"^X must .* got \(2147483648, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"^batch_size must .*2147483648 rows < 2\*\*31"
+    ):
         jax.eval_shape(lambda X, y: sample_batch(key(), X, y, 4), X, y)
 
 
@@ -1252,7 +1380,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxlin import fit, fit_many, predict, r2_score, rmse, sample_batch, step
+from jaxlin import *
 
 X_key, key = jax.random.split(jax.random.key(0))
 X = jax.random.normal(X_key, (101, 3))
@@ -1261,10 +1389,15 @@ keys = jax.random.split(key, 8)
 train = functools.partial(fit_many, num_steps=20, batch_size=10)
 alone = train(keys, X, y, 0.1)
 
-def check(trained, sharding):
-    for one, many in zip(jax.tree.leaves(alone), jax.tree.leaves(trained), strict=True):
+def check_values(expected, found):
+    expected, found = map(jax.tree.leaves, (expected, found))
+    for one, many in zip(expected, found, strict=True):
         np.testing.assert_allclose(one, many, rtol=1e-5, atol=1e-5)  # float32, 20 steps
-        assert many.sharding.is_equivalent_to(sharding, many.ndim), many.sharding
+
+def check(trained, sharding):
+    check_values(alone, trained)
+    for leaf in jax.tree.leaves(trained):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), leaf.sharding
 
 def check_program(function, keys, sharding):
     compiled = jax.jit(function).lower(keys, X, y).compile()
@@ -1290,32 +1423,49 @@ placed = jax.device_put(keys, sharding)
 check_program(functools.partial(train, learning_rate=0.1), placed, sharding)
 check_program(mapped, placed, sharding)
 
-for kind in (AxisType.Auto, AxisType.Explicit):
-    # All that one does next, on results of sharded keys and of sharded rows.
-    mesh = jax.make_mesh((4,), ("models",), axis_types=(kind,))
-    placed = jax.device_put(keys, NamedSharding(mesh, each))
-    params, first = train(placed, X, y, 0.1, num_steps=10)
-    params, second = train(placed, X, y, 0.1, num_steps=10, params=params, start=10)
-    assert len(second.addressable_shards) == 4
-    losses = np.concatenate([first, second], axis=1)
-    check((params, jax.device_put(losses, sharding)), sharding)
-    scores = jax.vmap(rmse, (0, None, None))(params, X, y)
-    best = int(scores.argmin())
-    model = jax.tree.map(lambda leaf: leaf[best], params)
-    assert abs(rmse(model, X, y) - scores.min()) < 1e-5
-    assert jnp.percentile(second, 5) <= jnp.median(second) <= second[:, -1].max()
-    scores = jax.vmap(r2_score, (0, None, None))(params, X, y)
-    assert abs(r2_score(model, X, y) - scores[best]) < 1e-5
+# All that one does next, on results of sharded keys and of sharded rows.
+mesh = jax.make_mesh((4,), ("models",), axis_types=(AxisType.Auto,))
+placed = jax.device_put(keys, NamedSharding(mesh, each))
+params, first = train(placed, X, y, 0.1, num_steps=10)
+params, second = train(placed, X, y, 0.1, num_steps=10, params=params, start=10)
+assert len(second.addressable_shards) == 4
+losses = np.concatenate([first, second], axis=1)
+check((params, jax.device_put(losses, sharding)), sharding)
+scores = jax.vmap(rmse, (0, None, None))(params, X, y)
+best = int(scores.argmin())
+model = jax.tree.map(lambda leaf: leaf[best], params)
+assert abs(rmse(model, X, y) - scores.min()) < 1e-5
+assert jnp.percentile(second, 5) <= jnp.median(second) <= second[:, -1].max()
 
-    rows = jax.device_put((X[:100], y[:100]), NamedSharding(mesh, each))
-    expected = fit(keys[0], X[:100], y[:100], 0.1, num_steps=20)
+data = X[:100], y[:100]
+one = fit(keys[0], *data, 0.1, num_steps=20)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((4,), ("models",), axis_types=(kind,))
+    rows = jax.device_put(data, NamedSharding(mesh, each))
     model, losses = fit(keys[0], *rows, 0.1, num_steps=20)
-    for one, many in zip(jax.tree.leaves(expected), jax.tree.leaves((model, losses))):
-        np.testing.assert_allclose(one, many, rtol=1e-5, atol=1e-5)
-    assert predict(model, rows[0])[0] < 99
-    assert r2_score(model, *rows) > 0.5
+    check_values(one, (model, losses))
+    model = jax.device_get(model)
+    check_values(predict(model, data[0]), predict(model, rows[0]))
+    known = kind == AxisType.Auto or jax.__version_info__ >= (0, 12)
+    for score in (rmse, mse, *[r2_score] * known):
+        check_values(score(model, *data), score(model, *rows))
     batch = sample_batch(keys[1], *rows, 9)
+    check_values(batch, sample_batch(keys[1], *data, 9))
     assert step(model, *batch, 0.1)[1] > 0
+
+if jax.__version_info__ >= (0, 10):
+    mesh = jax.make_mesh((4,), ("models",), axis_types=(AxisType.Explicit,))
+    explicit = NamedSharding(mesh, each)
+    placed = jax.device_put(keys, explicit)
+    options = {"num_steps": 20, "batch_size": 10}
+    check_program(functools.partial(train, learning_rate=0.1), placed, explicit)
+    mapped = jax.vmap(functools.partial(fit, **options), (0, None, None, None))
+    check_program(lambda keys, X, y: mapped(keys, X, y, 0.1), placed, explicit)
+    with jax.set_mesh(mesh):
+        check(train(placed, X, y, 0.1), explicit)
+        check_values(alone[1][0], fit(keys[0], X, y, 0.1, **options)[1])
+    for leaf in jax.tree.leaves(train(placed, X, y, 0.1)):
+        assert leaf.sharding.mesh.axis_types == (AxisType.Explicit,)
 """
 
 
@@ -1429,6 +1579,79 @@ for shard in params["w"].addressable_shards:
     np.testing.assert_array_equal(shard.data, params["w"])
 assert len(params["w"].addressable_shards) == 4
 """
+
+
+SHARD_MAP = """
+import functools
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxlin import fit, fit_many, rmse
+
+X_key, key, params_key = jax.random.split(jax.random.key(0), 3)
+X = jax.random.normal(X_key, (6, 50, 3))
+y = X @ jnp.array([1.0, 2.0, 3.0])
+keys = jax.random.split(key, 6)
+first = {"w": jnp.ones(3), "b": jnp.zeros(())}
+mesh = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+each, whole = PartitionSpec("devices"), PartitionSpec()
+options = {"num_steps": 20, "batch_size": 10}
+
+def varying(tree):
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(tree, "devices", to="varying")
+    return jax.tree.map(lambda leaf: jax.lax.pvary(leaf, "devices"), tree)
+
+def many(keys, X, y, **more):
+    axes = (0, None, None, None, None) if "params" in more else (0, None, None, None)
+    return fit_many(keys, X[0], y[0], 0.1, in_axes=axes, **options, **more)
+
+def mapped(keys, X, y, params):
+    train = lambda key: fit(key, X[0], y[0], 0.1, params=params, **options)
+    return jax.lax.map(train, keys)
+
+def groups(keys, X, y, params):
+    axes = (None, 0, 0, None, None)
+    return fit_many(key, X, y, 0.1, in_axes=axes, params=params, **options)
+
+def drawn(keys, X, y):
+    return fit_many(key, X, y, 0.1, in_axes=(None, 0, 0, None), **options)
+
+def over_devices(train, split, **more):
+    specs = tuple(each if name in split else whole for name in "kXy")
+    function = jax.shard_map(train, mesh=mesh, in_specs=specs, out_specs=each, **more)
+    return jax.jit(function)(keys, X, y)
+
+def check(train, split, expected, **more):
+    found = over_devices(train, split, **more)
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)  # float32
+
+def refused(train, split):
+    try:
+        over_devices(train, split)
+    except ValueError as error:
+        assert str(error).startswith("params must vary over {'devices'}"), error
+        assert "pcast" in str(error) and "pmean" in str(error)
+    else:
+        raise AssertionError(train)
+
+check(many, "k", many(keys, X, y))  # each draws its params from its own key
+for train, split in ((many, "k"), (mapped, "k"), (groups, "Xy")):
+    shared = functools.partial(train, params=first)
+    expected = shared(keys, X, y)
+    refused(shared, split)
+    check(shared, split, expected, check_vma=False)
+    inside = lambda *args, train=train: train(*args, params=varying(first))
+    check(inside, split, expected)
+refused(drawn, "Xy")  # all from one key
+"""
+
+
+def test_models_under_shard_map_never_train_on_each_other(tmp_path):
+    run_script(SHARD_MAP, tmp_path)
 
 
 def test_fit_on_sharded_rows_equals_numpy_on_the_joined_batches(tmp_path):
