@@ -1373,7 +1373,7 @@ def made_up_data(key, n=1000):
     return X, X @ jnp.array([3.0, 4.0]) + 5 + jax.random.normal(noise_key, (n,))
 
 
-SHARDED_KEYS = """
+FOUR_DEVICES = """
 import functools, re
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
@@ -1382,95 +1382,90 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxlin import *
 
-X_key, key = jax.random.split(jax.random.key(0))
-X = jax.random.normal(X_key, (101, 3))
-y = X @ jnp.array([1.0, 2.0, 3.0])
+X_key, y_key, key = jax.random.split(jax.random.key(0), 3)
+X = jax.random.normal(X_key, (100, 3))
+y = X @ jnp.array([1.0, 2.0, 3.0]) + jax.random.normal(y_key, (100,))
 keys = jax.random.split(key, 8)
-train = functools.partial(fit_many, num_steps=20, batch_size=10)
-alone = train(keys, X, y, 0.1)
+first = {"w": jnp.ones(3), "b": jnp.zeros(())}
+options = {"num_steps": 20, "batch_size": 10}
+each, whole = PartitionSpec("models"), PartitionSpec()
+mesh = jax.make_mesh((4,), ("models",), axis_types=(AxisType.Auto,))
+explicit_mesh = jax.make_mesh((4,), ("models",), axis_types=(AxisType.Explicit,))
+sharding, explicit = NamedSharding(mesh, each), NamedSharding(explicit_mesh, each)
 
-def check_values(expected, found):
-    expected, found = map(jax.tree.leaves, (expected, found))
-    for one, many in zip(expected, found, strict=True):
-        np.testing.assert_allclose(one, many, rtol=1e-5, atol=1e-5)  # float32, 20 steps
+def check_values(found, expected):
+    found, expected = map(jax.tree.leaves, (found, expected))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)  # float32
+
+def train(keys, X, y):
+    return fit_many(keys, X, y, 0.1, **options)
+"""
+
+SHARDED_KEYS = """
+alone = train(keys, X, y)
 
 def check(trained, sharding):
-    check_values(alone, trained)
+    check_values(trained, alone)
     for leaf in jax.tree.leaves(trained):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), leaf.sharding
 
-def check_program(function, keys, sharding):
-    compiled = jax.jit(function).lower(keys, X, y).compile()
-    check(compiled(keys, X, y), sharding)
+def check_program(function, sharding):
+    arguments = jax.device_put(keys, sharding), X, y
+    compiled = jax.jit(function).lower(*arguments).compile()
+    check(compiled(*arguments), sharding)
     text = compiled.as_text()
     assert "while" in text and "f32[2,20]" in text  # two models a device, 20 losses
     moved = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     assert not re.search(moved, text), re.findall(moved, text)
-    assert "f32[101,3]" in text
-    copies = re.findall(r"\\[[28],101\\b|\\b101,[28]\\b", text)
+    assert "f32[100,3]" in text
+    copies = re.findall(r"\\[[28],100\\b|\\b100,[28]\\b", text)
     assert not copies, copies
 
-each, whole = PartitionSpec("models"), PartitionSpec()
-mesh = jax.make_mesh((4,), ("models",), axis_types=(AxisType.Auto,))
-sharding = NamedSharding(mesh, each)
-mapped = jax.shard_map(
-    functools.partial(train, learning_rate=0.1),
-    mesh=mesh,
-    in_specs=(each, whole, whole),
-    out_specs=each,
-)
-placed = jax.device_put(keys, sharding)
-check_program(functools.partial(train, learning_rate=0.1), placed, sharding)
-check_program(mapped, placed, sharding)
+specs = (each, whole, whole)
+check_program(train, sharding)
+check_program(jax.shard_map(train, mesh=mesh, in_specs=specs, out_specs=each), sharding)
 
-# All that one does next, on results of sharded keys and of sharded rows.
-mesh = jax.make_mesh((4,), ("models",), axis_types=(AxisType.Auto,))
-placed = jax.device_put(keys, NamedSharding(mesh, each))
-params, first = train(placed, X, y, 0.1, num_steps=10)
-params, second = train(placed, X, y, 0.1, num_steps=10, params=params, start=10)
-assert len(second.addressable_shards) == 4
-losses = np.concatenate([first, second], axis=1)
-check((params, jax.device_put(losses, sharding)), sharding)
+# All that one does next, on results of sharded keys.
+placed, options["num_steps"] = jax.device_put(keys, sharding), 10
+params, one = train(placed, X, y)
+params, two = fit_many(placed, X, y, 0.1, params=params, start=10, **options)
+assert len(two.addressable_shards) == 4
+check_values((params, np.concatenate([one, two], axis=1)), alone)
 scores = jax.vmap(rmse, (0, None, None))(params, X, y)
-best = int(scores.argmin())
-model = jax.tree.map(lambda leaf: leaf[best], params)
+model = jax.tree.map(lambda leaf: leaf[int(scores.argmin())], params)
 assert abs(rmse(model, X, y) - scores.min()) < 1e-5
-assert jnp.percentile(second, 5) <= jnp.median(second) <= second[:, -1].max()
+assert jnp.percentile(two, 5) <= jnp.median(two) <= two.max()
 
-data = X[:100], y[:100]
-one = fit(keys[0], *data, 0.1, num_steps=20)
-for kind in (AxisType.Auto, AxisType.Explicit):
-    mesh = jax.make_mesh((4,), ("models",), axis_types=(kind,))
-    rows = jax.device_put(data, NamedSharding(mesh, each))
-    model, losses = fit(keys[0], *rows, 0.1, num_steps=20)
-    check_values(one, (model, losses))
-    model = jax.device_get(model)
-    check_values(predict(model, data[0]), predict(model, rows[0]))
-    known = kind == AxisType.Auto or jax.__version_info__ >= (0, 12)
+options["num_steps"] = 20
+one = fit(keys[0], X, y, 0.1, **options)
+model = jax.device_get(one[0])
+for where in (sharding, explicit):
+    rows = jax.device_put((X, y), where)
+    check_values(fit(keys[0], *rows, 0.1, **options), one)
+    check_values(predict(model, rows[0]), predict(model, X))
+    known = where == sharding or jax.__version_info__ >= (0, 12)
     for score in (rmse, mse, *[r2_score] * known):
-        check_values(score(model, *data), score(model, *rows))
+        check_values(score(model, *rows), score(model, X, y))
     batch = sample_batch(keys[1], *rows, 9)
-    check_values(batch, sample_batch(keys[1], *data, 9))
+    check_values(batch, sample_batch(keys[1], X, y, 9))
     assert step(model, *batch, 0.1)[1] > 0
 
 if jax.__version_info__ >= (0, 10):
-    mesh = jax.make_mesh((4,), ("models",), axis_types=(AxisType.Explicit,))
-    explicit = NamedSharding(mesh, each)
-    placed = jax.device_put(keys, explicit)
-    options = {"num_steps": 20, "batch_size": 10}
-    check_program(functools.partial(train, learning_rate=0.1), placed, explicit)
+    check_program(train, explicit)
     mapped = jax.vmap(functools.partial(fit, **options), (0, None, None, None))
-    check_program(lambda keys, X, y: mapped(keys, X, y, 0.1), placed, explicit)
-    with jax.set_mesh(mesh):
-        check(train(placed, X, y, 0.1), explicit)
-        check_values(alone[1][0], fit(keys[0], X, y, 0.1, **options)[1])
-    for leaf in jax.tree.leaves(train(placed, X, y, 0.1)):
+    check_program(lambda keys, X, y: mapped(keys, X, y, 0.1), explicit)
+    placed = jax.device_put(keys, explicit)
+    with jax.set_mesh(explicit_mesh):
+        check(train(placed, X, y), explicit)
+        check_values(fit(keys[0], X, y, 0.1, **options), one)
+    for leaf in jax.tree.leaves(train(placed, X, y)):
         assert leaf.sharding.mesh.axis_types == (AxisType.Explicit,)
 """
 
 
 def test_fit_many_on_sharded_keys_equals_one_device_without_collectives(tmp_path):
-    run_script(SHARDED_KEYS, tmp_path)
+    run_script(FOUR_DEVICES + SHARDED_KEYS, tmp_path)
 
 
 def run_ranks(script, jobs, cwd, timeout):
@@ -1532,49 +1527,35 @@ def test_a_killed_process_ends_the_other(tmp_path, dead):
 
 
 SHARDED_ROWS = """
-import jax
-jax.config.update("jax_num_cpu_devices", 4)
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxlin import fit, init_params, rmse, sample_batch
-
-X_key, y_key, init_key, batch_key = jax.random.split(jax.random.key(0), 4)
-X, y = jax.random.normal(X_key, (64, 3)), jax.random.normal(y_key, (64,))
-first = init_params(init_key, 3)
 parts = np.split(np.asarray(X), 4), np.split(np.asarray(y), 4)
-device_keys = [jax.random.fold_in(batch_key, device) for device in range(4)]
+device_keys = [jax.random.fold_in(key, device) for device in range(4)]
 
 def mean_rmse(params, X, y):
-    return jax.lax.pmean(rmse(params, X, y), "rows")
+    return jax.lax.pmean(rmse(params, X, y), "models")
 
 def reference(num_steps, batch_size, rate):
     w, b, losses = np.float64(first["w"]), np.float64(first["b"]), []
     for i in range(num_steps):
         values, slopes = [], []
         for device_key, X_part, y_part in zip(device_keys, *parts, strict=True):
-            key = jax.random.fold_in(jax.random.split(device_key)[1], i)
-            X_batch, y_batch = sample_batch(key, X_part, y_part, batch_size)
+            step_key = jax.random.fold_in(jax.random.split(device_key)[1], i)
+            X_batch, y_batch = sample_batch(step_key, X_part, y_part, batch_size)
             X_batch, residuals = np.float64(X_batch), X_batch @ w + b - y_batch
             values.append(np.sqrt(np.mean(residuals**2)))
             slope = np.append(X_batch.T @ residuals, residuals.sum())
             slopes.append(slope / (batch_size * values[-1]))
         w, b = w - rate * np.mean(slopes, 0)[:-1], b - rate * np.mean(slopes, 0)[-1]
         losses.append(np.mean(values))
-    return w, b, losses
+    return w, b, np.array(losses)
 
-rows, everywhere = PartitionSpec("rows"), PartitionSpec()
-mesh = jax.make_mesh((4,), ("rows",))
-X, y = jax.device_put((X, y), NamedSharding(mesh, rows))
 def train(X, y):
-    key = jax.random.fold_in(batch_key, jax.lax.axis_index("rows"))
-    return fit(key, X, y, 0.1, num_steps=30, batch_size=5, params=first, loss=mean_rmse)
+    device_key = jax.random.fold_in(key, jax.lax.axis_index("models"))
+    return fit(device_key, X, y, 0.1, params=first, loss=mean_rmse, **options)
 
-sharded = jax.shard_map(train, mesh=mesh, in_specs=rows, out_specs=everywhere)
-params, losses = jax.jit(sharded)(X, y)
-w, b, expected = reference(30, 5, 0.1)
-for got, wanted in ((params["w"], w), (params["b"], b), (losses, expected)):
-    np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5)  # float32
+sharded = jax.shard_map(train, mesh=mesh, in_specs=each, out_specs=whole)
+params, losses = jax.jit(sharded)(*jax.device_put((X, y), sharding))
+w, b, expected = reference(20, 10, 0.1)
+check_values([params["w"], params["b"], losses], [w, b, expected])
 for shard in params["w"].addressable_shards:
     np.testing.assert_array_equal(shard.data, params["w"])
 assert len(params["w"].addressable_shards) == 4
@@ -1582,80 +1563,57 @@ assert len(params["w"].addressable_shards) == 4
 
 
 SHARD_MAP = """
-import functools
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import PartitionSpec
-from jaxlin import fit, fit_many, rmse
-
-X_key, key, params_key = jax.random.split(jax.random.key(0), 3)
-X = jax.random.normal(X_key, (6, 50, 3))
-y = X @ jnp.array([1.0, 2.0, 3.0])
-keys = jax.random.split(key, 6)
-first = {"w": jnp.ones(3), "b": jnp.zeros(())}
-mesh = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
-each, whole = PartitionSpec("devices"), PartitionSpec()
-options = {"num_steps": 20, "batch_size": 10}
+X, y = jnp.stack([X] * 8), jnp.stack([y] * 8)
 
 def varying(tree):
     if hasattr(jax.lax, "pcast"):
-        return jax.lax.pcast(tree, "devices", to="varying")
-    return jax.tree.map(lambda leaf: jax.lax.pvary(leaf, "devices"), tree)
+        return jax.lax.pcast(tree, "models", to="varying")
+    return jax.tree.map(lambda leaf: jax.lax.pvary(leaf, "models"), tree)
 
-def many(keys, X, y, **more):
-    axes = (0, None, None, None, None) if "params" in more else (0, None, None, None)
-    return fit_many(keys, X[0], y[0], 0.1, in_axes=axes, **options, **more)
+def many(keys, X, y, params=None):
+    axes = (0, None, None, None, None)
+    return fit_many(keys, X[0], y[0], 0.1, in_axes=axes, params=params, **options)
 
 def mapped(keys, X, y, params):
     train = lambda key: fit(key, X[0], y[0], 0.1, params=params, **options)
     return jax.lax.map(train, keys)
 
-def groups(keys, X, y, params):
+def groups(keys, X, y, params=None):
     axes = (None, 0, 0, None, None)
     return fit_many(key, X, y, 0.1, in_axes=axes, params=params, **options)
-
-def drawn(keys, X, y):
-    return fit_many(key, X, y, 0.1, in_axes=(None, 0, 0, None), **options)
 
 def over_devices(train, split, **more):
     specs = tuple(each if name in split else whole for name in "kXy")
     function = jax.shard_map(train, mesh=mesh, in_specs=specs, out_specs=each, **more)
     return jax.jit(function)(keys, X, y)
 
-def check(train, split, expected, **more):
-    found = over_devices(train, split, **more)
-    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)  # float32
-
 def refused(train, split):
     try:
         over_devices(train, split)
     except ValueError as error:
-        assert str(error).startswith("params must vary over {'devices'}"), error
+        assert str(error).startswith("params must vary over {'models'}"), error
         assert "pcast" in str(error) and "pmean" in str(error)
     else:
         raise AssertionError(train)
 
-check(many, "k", many(keys, X, y))  # each draws its params from its own key
+check_values(over_devices(many, "k"), many(keys, X, y))  # params drawn by each key
+refused(groups, "Xy")  # params drawn by one key for all
 for train, split in ((many, "k"), (mapped, "k"), (groups, "Xy")):
     shared = functools.partial(train, params=first)
     expected = shared(keys, X, y)
     refused(shared, split)
-    check(shared, split, expected, check_vma=False)
-    inside = lambda *args, train=train: train(*args, params=varying(first))
-    check(inside, split, expected)
-refused(drawn, "Xy")  # all from one key
+    check_values(over_devices(shared, split, check_vma=False), expected)
+    own = lambda *args, train=train: train(*args, params=varying(first))
+    check_values(over_devices(own, split), expected)
 """
 
 
 def test_models_under_shard_map_never_train_on_each_other(tmp_path):
-    run_script(SHARD_MAP, tmp_path)
+    run_script(FOUR_DEVICES + SHARD_MAP, tmp_path)
 
 
 def test_fit_on_sharded_rows_equals_numpy_on_the_joined_batches(tmp_path):
-    run_script(SHARDED_ROWS, tmp_path)
+    run_script(FOUR_DEVICES + SHARDED_ROWS, tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
