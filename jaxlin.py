@@ -17,7 +17,7 @@ Arrays may be JAX's, NumPy's, data frames, lists and scalars. Float64 X (under
 jax_enable_x64) computes in float64, any other real X in float32; y and the rates follow
 X. Nothing broadcasts or is modified. TypeError is for what is of the wrong kind,
 ValueError for shapes, sizes and a lack of params, both before anything runs. Integers
-beyond 32 bits are an OverflowError, except in X, y and the rates.
+beyond 32 bits are an OverflowError in what a loss or a state holds.
 
 What a loss or a step holds as jax.tree_util.Partial(function, value) is data: a new
 value compiles nothing, can be mapped, has a gradient. All else that it reads is frozen
@@ -94,7 +94,7 @@ def init_params(
     """
     if not isinstance(target_shape, tuple):
         raise TypeError(_must("target_shape", "be a tuple, as (3,)", target_shape))
-    if 0 in target_shape:
+    if min(target_shape, default=1) < 1:
         raise ValueError(_must("target_shape", "be of sizes above 0", target_shape))
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(_must("dtype", "be of real floating-point numbers", dtype))
@@ -190,8 +190,8 @@ def _residuals(params: Any, X: Any, y: Any) -> jax.Array:
 
 def _root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
     # float32 loses squares of what is outside 1e-19..1e19: square the ratio to the
-    # mean size, kept where XLA does not flush its reciprocal to 0 or infinity. Neither
-    # the result nor its gradient depends on that scale.
+    # mean size, kept where XLA does not flush its reciprocal to 0 or infinity. But near
+    # the smallest numbers neither the result nor its gradient depends on that scale.
     tiny = np.finfo(x.dtype).tiny
     size = jnp.mean(jnp.abs(x), axis=axis, keepdims=True)
     scale = jax.lax.stop_gradient(jnp.clip(size, tiny, 1 / tiny))
@@ -265,7 +265,7 @@ def step(
 
     Args:
       params: {"w": (d, *t), "b": t}, or another pytree of floats that `loss` takes.
-        Its dtypes stay.
+        Its dtypes stay. (A dict with "w" and "b" must have arrays there, always.)
       X, y: a batch, (m, d) and (m, *t).
       learning_rate: a scalar.
       loss: a function (params, X, y) -> scalar.
@@ -276,12 +276,11 @@ def step(
     Under jax.shard_map it raises where devices would add up the gradients of losses
     that differ between them; a step of your own must see to that itself.
 
-    >>> params, loss = step({"w": jnp.ones(1), "b": 0.0}, [[1]], [3], 0.5)
+    >>> params, loss = step({"w": [1.0], "b": 0.0}, [[1]], [3], 0.5)
     >>> print(params["w"], params["b"], loss)
     [1.5] 0.5 2.0
     """
     _check_shape("learning_rate", learning_rate, ())
-    params = jax.tree.map(_as_float, params)
     value, gradient = jax.value_and_grad(loss)(params, X, y)
     _check_devices(params, value)
     changes = jax.tree.map(lambda g: jnp.asarray(learning_rate, g.dtype) * g, gradient)
@@ -408,14 +407,14 @@ def fit_many(
 
 
 JAX = (jax.Array, jax.core.Tracer)
-INTEGERS_BECOME = {"X": np.float32, "y": np.float64, "learning_rate": np.float64}
 ADVICE = {
     "key": "jax.random.key(seed) makes one. Many at once: fit_many, or jax.vmap.",
     "keys": "jax.random.split(jax.random.key(seed), s) makes them. A list: jnp.stack.",
     "X": "One feature: X[:, None]. One row: X[None]. Stacks: in_axes=(0, 0, 0, None).",
     "y": "Rows as X, targets as params. Stacks: fit_many with in_axes=(0, 0, 0, None).",
-    "learning_rate": "Set num_steps, or take rates[start:start + num_steps]. A rate a "
-    "model: fit_many with in_axes=(0, None, None, 0), or jax.vmap.",
+    "learning_rate": "Set num_steps, or take rates[start:start + num_steps]. Schedule: "
+    "schedule(jnp.arange(num_steps)). A rate a model: fit_many with "
+    "in_axes=(0, None, None, 0), or jax.vmap.",
     'params["w"]': "Rows as features of X. Many models: jax.vmap(predict, (0, None)).",
     "start": "Above 0 it needs params; start + num_steps is at most 2**32.",
     "in_axes": "It is the axis of s models in keys (jax.random.split(key, s)), X, y, "
@@ -423,7 +422,7 @@ ADVICE = {
     "starts all from the same params.",
     "numbers": "Gaps: fill them, then .astype(float). Text, categories: "
     "pd.get_dummies(..., dtype=float), or codes for labels. Dates: days since the "
-    "first. Sparse: .toarray(), .todense(). Schedule: schedule(jnp.arange(num_steps)).",
+    "first. Sparse: .toarray() or .todense().",
     "functions": "Bind arrays by jax.tree_util.Partial(function, array).",
     "devices": "Else the gradients of different models add up. Pass a key for each, or "
     'jax.lax.pcast(params, axes, to="varying"), or average the loss by jax.lax.pmean.',
@@ -439,7 +438,8 @@ def _must(name: str, wanted: str, got: Any, topic: str = "") -> str:
 def _enter(name: str, given: dict[str, Any]) -> Any:
     """The door: an argument from outside JAX, as jit takes it, by what it is.
 
-    By name go what is static, data, keys and start. Shapes are checked while tracing.
+    By name go what is static, data, w and b, keys and start, which needs params above 0
+    and ends with num_steps. Shapes are checked while tracing.
     """
     value = given[name]
     optional = name == "batch_size" and value is None
@@ -448,25 +448,24 @@ def _enter(name: str, given: dict[str, Any]) -> Any:
     if name in STATIC:
         value = tuple(value) if isinstance(value, list) else value
         return value if isinstance(value, Hashable) else repr(value)  # to be refused
-    if name in INTEGERS_BECOME:
+    if name in ("X", "y", "learning_rate"):
         return _as_floats(name, value)
     if name in ("key", "keys"):
         return _as_keys(name, value)
     if name == "start":
-        last = 0 if given["params"] is None else 2**32 - max(1, given["num_steps"])
-        start = _as_integer(name, value, 0, last)
+        last = 2**32 - max(1, _enter("num_steps", given))
+        start = _as_integer(name, value, 0, 0 if given["params"] is None else last)
         return start if isinstance(start, jax.core.Tracer) else np.uint32(start)
-    if isinstance(value, Partial):
-        _as_leaf(name, value.func)  # which must have a hash, too
-    leaves, tree = jax.tree.flatten(value)
-    return jax.tree.unflatten(tree, [_as_leaf(name, leaf) for leaf in leaves])
+    if name in ("loss", "step") and not callable(value):
+        raise TypeError(_must(name, "be a function", repr(value)))
+    return _as_pytree(name, value)
 
 
 def _as_integer(name: str, value: Any, low: int, high: int) -> Any:
     array = value if isinstance(value, JAX) else np.asarray(value)
     if array.shape or array.dtype.kind not in "iu":
         raise TypeError(_must(name, "be an integer", repr(value)))
-    if isinstance(value, jax.core.Tracer):
+    if name == "start" and isinstance(value, jax.core.Tracer):
         return value
     integer = operator.index(value)
     if not low <= integer <= high:
@@ -475,29 +474,43 @@ def _as_integer(name: str, value: Any, low: int, high: int) -> Any:
 
 
 def _as_floats(name: str, value: Any) -> Any:
-    if isinstance(value, JAX) and value.dtype == np.float32 and value.shape:
-        return value  # the commonest, and the quickest to tell
     if isinstance(value, float):
-        return np.float64(value)  # as below, sooner
-    array = value if isinstance(value, JAX) else _as_numpy(name, value)
-    _check_real(name, value, array.dtype)
-    if array.shape or isinstance(array, jax.core.Tracer):
+        return np.float64(value)
+    scalar = name == "learning_rate" and np.ndim(value) == 0
+    if isinstance(value, JAX) and value.dtype == np.float32 and not scalar:
+        return value  # the commonest, and the quickest to tell
+    array = value if isinstance(value, JAX) else _as_numpy(value)
+    if not (
+        isinstance(array.dtype, np.dtype) and np.can_cast(array.dtype, np.longdouble)
+    ):
+        got = f"{type(value).__name__} of {array.dtype}"
+        topic = name if name == "learning_rate" else "numbers"
+        raise TypeError(_must(name, "be real numbers without gaps", got, topic))
+    if isinstance(array, jax.core.Tracer) or (isinstance(array, JAX) and not scalar):
         return array
-    return np.float64(array)  # each type would compile a program of its own
+    if scalar:
+        return np.float64(array)  # each type would compile a program of its own
+    if not jnp.issubdtype(array.dtype, jnp.floating):  # X of integers is float32
+        array = array.astype(np.float32 if name == "X" else np.float64)
+    return _own(name, array)
 
 
-def _as_numpy(name: str, value: Any) -> Any:
-    """A copy, for JAX to read later on, in a byte order and precision that it has."""
+def _as_numpy(value: Any) -> Any:
+    """An array of NumPy, or of JAX if it traces; of an object for what is refused."""
     masked = [v for v in jax.tree.leaves(value) if isinstance(v, np.ma.MaskedArray)]
+    if masked or hasattr(type(value), "todense"):
+        return np.array(None)
     try:
-        refused = masked or hasattr(type(value), "todense")
-        array = np.asarray(None if refused else value)
+        return np.asarray(value)
+    except jax.errors.TracerArrayConversionError:
+        return jnp.asarray(value)
     except ValueError:  # rows of different lengths
-        array = np.array(None)
-    _check_real(name, value, array.dtype)
-    if name in INTEGERS_BECOME and not jnp.issubdtype(array.dtype, jnp.floating):
-        return array.astype(INTEGERS_BECOME[name])
-    wide = array.dtype.type == np.longdouble
+        return np.array(None)
+
+
+def _own(name: str, array: Any) -> Any:
+    """A copy, for JAX to read later on, in a byte order and precision that it has."""
+    wide = array.dtype.type is np.longdouble
     own = array.astype(np.float64 if wide else array.dtype.newbyteorder("="))
     kept = jax.dtypes.canonicalize_dtype(own.dtype)
     if kept.kind in "iu" and (own.astype(kept) != own).any():
@@ -516,28 +529,27 @@ def _as_keys(name: str, value: Any) -> Any:
     return value
 
 
+def _as_pytree(name: str, value: Any) -> Any:
+    if _is_linear(value):
+        rest = {k: _as_pytree(name, value[k]) for k in value.keys() - {"w", "b"}}
+        return rest | {k: _as_floats(f'params["{k}"]', value[k]) for k in ("w", "b")}
+    if isinstance(value, Partial):
+        _as_leaf(name, value.func)  # which must have a hash, too
+    leaves, tree = jax.tree.flatten(value)
+    return jax.tree.unflatten(tree, [_as_leaf(name, leaf) for leaf in leaves])
+
+
 def _as_leaf(name: str, leaf: Any) -> Any:
     if isinstance(leaf, (JAX, bool, int, float, complex)):
         return leaf
     if hasattr(leaf, "__array__"):
-        return _as_numpy(name, leaf)
+        return _own(name, np.asarray(leaf))
     try:
         hash(leaf)
         return Partial(leaf)  # type: ignore[no-untyped-call]
     except TypeError:
         wanted = "be a hashable function, or a pytree of numbers"
         raise TypeError(_must(name, wanted, repr(leaf), "functions")) from None
-
-
-def _as_float(x: Any) -> Any:
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
-
-
-def _check_real(name: str, value: Any, dtype: Any) -> None:
-    if not (isinstance(dtype, np.dtype) and np.can_cast(dtype, np.longdouble)):
-        got = f"{type(value).__name__} of {dtype}"
-        raise TypeError(_must(name, "be real numbers without gaps", got, "numbers"))
 
 
 def _check_shape(name: str, array: Any, shape: Any) -> None:
@@ -553,7 +565,9 @@ def _check_features(X: Any) -> jax.Array:
 
 def _check_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
     X = _check_features(X)
-    _check_shape("y", y, (X.shape[0], *(k or 1 for k in y.shape[1:])))
+    shape = (X.shape[0], *y.shape[1:])
+    if y.shape != shape or 0 in shape:
+        raise ValueError(_must("y", f"have shape {shape} and a target", y.shape))
     return X, jnp.asarray(y, X.dtype)
 
 
