@@ -655,6 +655,18 @@ def test_rmse_ends_at_the_median_of_skewed_noise_and_mse_at_least_squares():
         assert abs(params["w"].mean()) < 0.06
 
 
+@pytest.mark.parametrize(("m", "off"), [(10, -0.095), (100, -0.016)])
+def test_slopes_by_rmse_are_off_where_the_skewed_noise_grows_with_x(m, off):
+    x = np.random.default_rng(0).uniform(1, 5, 1000)
+    y = x + x * (np.random.default_rng(1).exponential(size=1000) - 1)
+    X, exact = ((x - x.mean()) / x.std())[:, None], np.polyfit(x, y, 1)[0]
+    options = {"num_steps": 5000, "batch_size": m}
+    for loss, expected in ((rmse, off), (jaxlin.mse, 0)):
+        rates = np.geomspace(1 if loss is rmse else 0.1, 0.001, 5000)
+        params, _ = fit_many(keys(100), X, y, rates, loss=loss, **options)
+        assert abs(params["w"].mean() / x.std() - exact - expected) < 0.005
+
+
 # sample_batch.
 
 IMPLS = ["threefry2x32", "rbg", "unsafe_rbg"]
@@ -1341,14 +1353,16 @@ def run_script(script, cwd, timeout=300):
     return done.stdout
 
 
+README = (HERE / "README.md").read_text()
+
+
 def readme_blocks():
     """The python blocks of the README as scripts, each with the output that it shows.
 
     Those that do not import the library go on from the preamble.
     """
-    text = (HERE / "README.md").read_text()
     pattern = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?"
-    blocks = re.findall(pattern, text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(pattern, README, re.MULTILINE | re.DOTALL)
     preamble = next(code for code, _ in blocks if code.startswith("# The preamble."))
     whole = re.compile("^(import jaxlin|from jaxlin import)", re.MULTILINE)
     return [
@@ -1373,6 +1387,16 @@ def recipe(word):
     """The one block of the README that contains `word`."""
     (block,) = (code for code, _ in readme_blocks() if word in code)
     return block
+
+
+def recipe_functions(word):
+    """By name, what that block imports and defines, without running the rest."""
+    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef
+    tree = ast.parse(recipe(word))
+    tree.body = [part for part in tree.body if isinstance(part, kinds)]
+    names = {}
+    exec(compile(tree, "README.md", "exec"), names)
+    return names
 
 
 def changed(script, old, new):
@@ -1717,13 +1741,47 @@ def test_bootstrap_intervals_cover_the_truth_and_seed_intervals_do_not():
 
 def test_t_intervals_of_averaged_runs_cover_the_truth():
     """By the README's recipe: of 1,000 intervals of 95 %, 95 ± 0.7 % (5 sigma: 3.5)."""
-    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef
-    recipe_alone = ast.parse(recipe("def t_interval"))
-    recipe_alone.body = [part for part in recipe_alone.body if isinstance(part, kinds)]
-    names = {}
-    exec(compile(recipe_alone, "README.md", "exec"), names)
-    share = coverage(*over_data_sets(names["t_interval"], 1000, 1000))
+    t_interval = recipe_functions("def t_interval")["t_interval"]
+    share = coverage(*over_data_sets(t_interval, 1000, 1000))
     assert (abs(share - 0.95) < 0.035).all(), share
+
+
+def test_early_stopping_keeps_its_best_where_rates_diverge(tmp_path):
+    script = changed(recipe("0.99 * best"), "0.005, **options", "rates, **options")
+    rising = "rates = jnp.geomspace(0.003, 3, 5000)[start : start + 500]; options"
+    script = changed(script, "    options = {", f"    {rising} = {{")
+    script = changed(script, "**options)  # or fit_many", "loss=mse, **options)  # or")
+    script = changed(script, "assert start < 4500 and best < 0.3", "print(start, best)")
+    start, best = run_script(script, tmp_path).split()
+    assert 0 < int(start) < 4500
+    assert float(best) < 0.1
+    with np.load(tmp_path / "model.npz") as model:
+        assert all(np.isfinite(model[name]).all() for name in ("w", "b"))
+
+
+def test_what_the_readme_says_of_labels_of_other_forms_is_true():
+    losses = recipe_functions("def softmax")
+    X, y = made_up_data(key(), 100)
+    options = {"learning_rate": 1.0, "num_steps": 200}
+    for labels, wrong in ((y > 5, False), (np.where(y > 5, 1, -1), True)):
+        _, found = fit(key(), X, labels, loss=losses["logistic"], **options)
+        assert (found[-1] < 0) == wrong
+    options["params"] = init_params(key(), 2, target_shape=(3,))
+    for labels in (np.arange(100) % 3, 1 + np.arange(100) % 3):
+        _, found = fit(key(), X, labels, loss=losses["softmax"], **options)
+        assert np.isnan(found[0]) == (labels.max() == 3)
+
+
+def test_every_figure_of_the_readme_stands_in_a_block():
+    """But those that a hidden mark says were measured, which depend on the machine."""
+    fence = re.compile(r"^```(\w*)\n.*?^```\n", re.MULTILINE | re.DOTALL)
+    assert {match[1] for match in fence.finditer(README)} == {"python", "text"}
+    blocks = "".join(match[0] for match in fence.finditer(README))
+    versions = r"\b(jax|JAX|Python|newer, on|on|from)`?,? \d+\.[\d.]+"
+    for line in fence.sub("", README).splitlines():
+        told = re.sub(rf"`[^`]*`|\]\([^)]*\)|{versions}|0\.7 or", "", line)
+        for figure in re.findall(r"\d+\.\d+", told):
+            assert "<!-- measured -->" in line or figure in blocks, (figure, line)
 
 
 def test_the_library_is_functions_on_public_jax_alone():
