@@ -407,6 +407,8 @@ def fit_many(
 
 
 JAX = (jax.Array, jax.core.Tracer)
+
+# What to type instead, by the argument or the topic that an error is about.
 ADVICE = {
     "key": "jax.random.key(seed) makes one. Many at once: fit_many, or jax.vmap.",
     "keys": "jax.random.split(jax.random.key(seed), s) makes them. A list: jnp.stack.",
@@ -480,28 +482,26 @@ def _as_floats(name: str, value: Any) -> Any:
     if isinstance(value, JAX) and value.dtype == np.float32 and not scalar:
         return value  # the commonest, and the quickest to tell
     array = value if isinstance(value, JAX) else _as_numpy(value)
-    if not (
-        isinstance(array.dtype, np.dtype) and np.can_cast(array.dtype, np.longdouble)
-    ):
-        got = f"{type(value).__name__} of {array.dtype}"
+    dtype = array.dtype
+    if not (isinstance(dtype, np.dtype) and np.can_cast(dtype, np.longdouble)):
+        got = f"{type(value).__name__} of {dtype}"
         topic = name if name == "learning_rate" else "numbers"
         raise TypeError(_must(name, "be real numbers without gaps", got, topic))
     if isinstance(array, jax.core.Tracer) or (isinstance(array, JAX) and not scalar):
         return array
     if scalar:
         return np.float64(array)  # each type would compile a program of its own
-    if not jnp.issubdtype(array.dtype, jnp.floating):  # X of integers is float32
+    if not jnp.issubdtype(dtype, jnp.floating):  # X of integers is float32
         array = array.astype(np.float32 if name == "X" else np.float64)
     return _own(name, array)
 
 
 def _as_numpy(value: Any) -> Any:
-    """An array of NumPy, or of JAX if it traces; of an object for what is refused."""
+    """An array of NumPy, or of JAX if it traces; of None for what is to be refused."""
     masked = [v for v in jax.tree.leaves(value) if isinstance(v, np.ma.MaskedArray)]
-    if masked or hasattr(type(value), "todense"):
-        return np.array(None)
+    refused = masked or hasattr(type(value), "todense")
     try:
-        return np.asarray(value)
+        return np.asarray(None if refused else value)
     except jax.errors.TracerArrayConversionError:
         return jnp.asarray(value)
     except ValueError:  # rows of different lengths
