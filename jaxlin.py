@@ -60,6 +60,7 @@ def _compiled(function: Function) -> Function:
     defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
     positional = inspect.getfullargspec(function).args
     compiled = jax.jit(function, static_argnames=STATIC & parameters.keys())
+    # Once, at the first call, when what stands below is known.
     entered = functools.cache(lambda: {k: _enter(k, defaults) for k in defaults})
 
     @functools.wraps(function)
@@ -67,8 +68,7 @@ def _compiled(function: Function) -> Function:
         given = dict(zip(positional, args, strict=False)) | kwargs
         whole = entered() | given
         if len(given) < len(args) + len(kwargs) or whole.keys() != parameters.keys():
-            got = f"{len(args)} by position, {[*kwargs]} by name"
-            raise TypeError(f"{function.__name__} takes {[*parameters]}; got {got}.")
+            _check_call(function, args, kwargs)
         return compiled(**(whole | {name: _enter(name, whole) for name in given}))
 
     return cast(Function, door)
@@ -117,7 +117,8 @@ def predict(params: Any, X: ArrayLike) -> jax.Array:
     """
     X = _check_features(X)
     if not _is_linear(params):
-        raise TypeError(_must("params", 'be a dict of "w" and "b"', params))
+        got = type(params).__name__
+        raise TypeError(_must("params", 'be a dict of "w" and "b"', got))
     w, b = (jnp.asarray(params[name], X.dtype) for name in ("w", "b"))
     _check_shape('params["w"]', w, (X.shape[1], *b.shape))
     # By default an accelerator would round the factors to about three digits.
@@ -176,7 +177,7 @@ def r2_score(params: Any, X: ArrayLike, y: ArrayLike) -> jax.Array:
     deviations = y - y[:1]
     deviations = deviations - jnp.mean(deviations, axis=0, keepdims=True)
     error, spread = (_root_mean_square(x, axis=0) for x in (residuals, deviations))
-    # 0 * x is 0, or NaN where x is not finite: there a residual or a sum over y is not.
+    # What is not finite in residuals or y comes through: 0 * x is NaN then.
     score = 1 - (error / jnp.where(spread == 0, 1, spread)) ** 2 + 0 * spread
     constant = jnp.where(error == 0, 1, 0 * error)
     return jnp.where(spread == 0, constant, score).mean()
@@ -190,8 +191,8 @@ def _residuals(params: Any, X: Any, y: Any) -> jax.Array:
 
 def _root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
     # float32 loses squares of what is outside 1e-19..1e19: square the ratio to the
-    # mean size, kept where XLA does not flush its reciprocal to 0 or infinity. But near
-    # the smallest numbers neither the result nor its gradient depends on that scale.
+    # mean size, kept where XLA does not flush its reciprocal to 0 or infinity. That
+    # scale cancels, in the gradient too.
     tiny = np.finfo(x.dtype).tiny
     size = jnp.mean(jnp.abs(x), axis=axis, keepdims=True)
     scale = jax.lax.stop_gradient(jnp.clip(size, tiny, 1 / tiny))
@@ -236,7 +237,7 @@ def _draw_rows(key: jax.Array, n: int, m: int) -> Any:
     # Threefry-2x32 of the counts 0..m-1, so the first words of jax.random.split(key, m)
     # bit for bit. Written out it takes a CPU a fraction of the time of JAX's own loop.
     data = jax.random.key_data(key)
-    a, b = data[0], data[-1]
+    a, b = data[0], data[-1]  # of keys of other kinds, of one to four words, too
     words = (a, b, a ^ b ^ 0x1BD11BDA)
     x, y = a, b + jnp.arange(m, dtype=jnp.uint32)
     for i in range(1, 6):
@@ -249,12 +250,21 @@ def _draw_rows(key: jax.Array, n: int, m: int) -> Any:
 
 
 def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
-    """array[rows], which on a mesh of Explicit axes must be told where it goes."""
-    for mesh in (jax.typeof(x).sharding.mesh for x in (array, rows)):
+    return array.at[rows].get(out_sharding=_everywhere(array, rows))
+
+
+def _everywhere(*arrays: Any) -> NamedSharding | None:
+    """The whole mesh, if one of them is on Explicit axes, where JAX asks for it."""
+    for mesh in (jax.typeof(x).sharding.mesh for x in arrays):
         if AxisType.Explicit in mesh.axis_types:
-            whole = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
-            return array.at[rows].get(out_sharding=whole)
-    return array[rows]
+            return NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+    return None
+
+
+def _join(params: Any, *placed: Any) -> Any:
+    """Params, on the mesh of Explicit axes that the carry of a scan will be on."""
+    mesh, move = _everywhere(*placed), cast(Any, jax.sharding.reshard)
+    return jax.tree.map(lambda p: move(p, mesh), params) if mesh else params
 
 
 @_compiled
@@ -318,8 +328,8 @@ def fit(
       batch_size: 1 to n; by default 100, or n if that is less.
       params: where to start; by default a draw of init_params, which stays where the
         data say nothing (a constant column, say). w and b take the dtype of X.
-      start: how many steps lie behind params. Left at 0, the batches of step 0 on are
-        drawn again; above 0 it needs params. A traced one is taken modulo 2**32, and
+      start: how many steps lie behind params. Left at 0, the first batches come again;
+        above 0 it needs params. A traced one is taken modulo 2**32, and
         ignored without params.
       loss: a function (params, X, y) -> scalar.
       step: a function (params, X, y, learning_rate, loss) -> (params, loss). Its params
@@ -345,9 +355,11 @@ def fit(
     if params is None:
         _check_default(step)
         params = init_params(init_key, d, target_shape=y.shape[1:], dtype=X.dtype)
-        start = 0  # so that the argument, unused, stays on the host
+        start = 0  # the argument is unused then, and jit leaves it on the host
     elif _is_linear(params):
         params = params | {k: jnp.asarray(params[k], X.dtype) for k in ("w", "b")}
+
+    params = _join(params, batch_key, rates)
 
     def body(params: Any, now: Any) -> Any:
         i, rate = now
@@ -422,12 +434,13 @@ ADVICE = {
     "in_axes": "It is the axis of s models in keys (jax.random.split(key, s)), X, y, "
     "learning_rate and params, None in what they share: (0, None, None, None, None) "
     "starts all from the same params.",
-    "numbers": "Gaps: fill them, then .astype(float). Text, categories: "
-    "pd.get_dummies(..., dtype=float), or codes for labels. Dates: days since the "
-    "first. Sparse: .toarray() or .todense().",
+    "numbers": "Sparse: .toarray() or .todense(). Gaps: fill them, .astype(float). "
+    "Text, categories: pd.get_dummies(..., dtype=float), or codes for labels. Dates: "
+    "days since the first. Rows of unequal length: pad them.",
     "functions": "Bind arrays by jax.tree_util.Partial(function, array).",
-    "devices": "Else the gradients of different models add up. Pass a key for each, or "
-    'jax.lax.pcast(params, axes, to="varying"), or average the loss by jax.lax.pmean.',
+    "devices": "Else models on different devices add up their gradients. Many models: "
+    'a key for each and no params, or jax.lax.pcast(params, axes, to="varying"). One '
+    "model, and rows split over devices: a loss averaged by jax.lax.pmean.",
 }
 
 
@@ -440,8 +453,8 @@ def _must(name: str, wanted: str, got: Any, topic: str = "") -> str:
 def _enter(name: str, given: dict[str, Any]) -> Any:
     """The door: an argument from outside JAX, as jit takes it, by what it is.
 
-    By name go what is static, data, w and b, keys and start, which needs params above 0
-    and ends with num_steps. Shapes are checked while tracing.
+    Some are told by name: what is static, data, keys and start. All else is a pytree.
+    Shapes are checked while tracing.
     """
     value = given[name]
     optional = name == "batch_size" and value is None
@@ -546,10 +559,20 @@ def _as_leaf(name: str, leaf: Any) -> Any:
         return _own(name, np.asarray(leaf))
     try:
         hash(leaf)
+        # Without leaves: a function is part of the tree, by which jit compiles.
         return Partial(leaf)  # type: ignore[no-untyped-call]
     except TypeError:
         wanted = "be a hashable function, or a pytree of numbers"
         raise TypeError(_must(name, wanted, repr(leaf), "functions")) from None
+
+
+def _check_call(function: Any, args: Any, kwargs: Any) -> None:
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        takes = f"{function.__name__} takes {', '.join(signature.parameters)}"
+        raise TypeError(f"{takes}; {error}.") from None
 
 
 def _check_shape(name: str, array: Any, shape: Any) -> None:
@@ -559,7 +582,7 @@ def _check_shape(name: str, array: Any, shape: Any) -> None:
 
 def _check_features(X: Any) -> jax.Array:
     if X.ndim != 2 or 0 in X.shape:
-        raise ValueError(_must("X", "have shape (n, d), neither 0", X.shape))
+        raise ValueError(_must("X", "have shape (n, d), both above 0", X.shape))
     return jnp.asarray(X, float if X.dtype == jnp.float64 else jnp.float32)
 
 
@@ -580,7 +603,9 @@ def _check_default(step: Any) -> None:
     function = getattr(step, "func", step)
     names = [getattr(function, f"__{each}__", "") for each in ("module", "qualname")]
     if names != [__name__, "step"]:
-        raise ValueError(_must("params", "be the first state of your own step", None))
+        raise ValueError(
+            _must("params", "be given, the first state of your own step", None)
+        )
 
 
 def _check_axes(in_axes: Any, inputs: Any) -> Any:
@@ -603,7 +628,7 @@ def _check_devices(params: Any, loss: Any) -> None:
     """Under jax.shard_map the gradients in what devices share are added up."""
     for leaf in jax.tree.leaves(params):
         if axes := _varying(loss) - _varying(leaf):
-            wanted = f"vary over {set(axes)} of jax.shard_map, as the loss does"
+            wanted = f"vary over axes {(*axes,)} of jax.shard_map, as the loss does"
             raise ValueError(_must("params", wanted, "the same on all", "devices"))
 
 
