@@ -224,7 +224,7 @@ def sample_batch(
     """
     X, y = _check_data(X, y)
     n, d = X.shape
-    if not batch_size <= n < 2**31:
+    if batch_size is None or not batch_size <= n < 2**31:
         raise ValueError(_must("batch_size", f"be in 1..{n} rows < 2**31", batch_size))
     rows = _draw_rows(key, n, batch_size)
     X_batch = _take(X, rows)
@@ -294,7 +294,7 @@ def step(
     value, gradient = jax.value_and_grad(loss)(params, X, y)
     _check_devices(params, value)
     changes = jax.tree.map(lambda g: jnp.asarray(learning_rate, g.dtype) * g, gradient)
-    return jax.tree.map(operator.sub, params, changes), value
+    return jax.tree.map(lambda p, c: jnp.asarray(p) - c, params, changes), value
 
 
 @_compiled

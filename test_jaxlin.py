@@ -267,15 +267,15 @@ def test_each_way_of_giving_an_argument_is_the_same_program():
 
 
 def test_each_function_works_without_jit():
-    k, X, y = key(), X3.tolist(), Y3.tolist()
+    k, two, X, y = key(), keys(2), X3.tolist(), Y3.tolist()
     calls = [
         lambda: init_params(k, 2),
         lambda: predict(PARAMS, X),
         lambda: (rmse(PARAMS, X, y), jaxlin.mse(PARAMS, X, y), r2_score(PARAMS, X, y)),
         lambda: sample_batch(k, X3.astype("f8"), y, 3),
         lambda: jaxlin.step({"w": [1.0, 1.0], "b": 0}, X, y, 0.1),
-        lambda: fit(k, X, y, 0.1, num_steps=3, params=PARAMS, start=4),
-        lambda: fit_many(keys(2), X, y, 0.1, num_steps=3),
+        lambda: fit(k, X, y, 0.1, num_steps=1, params=PARAMS, start=4),
+        lambda: fit_many(two, X, y, 0.1, num_steps=1, batch_size=3),
     ]
     for call in calls:
         expected = call()
@@ -1176,6 +1176,7 @@ TypeError | rmse(PARAMS, X3, LETTERS) | y; list of <U1; codes for labels
 TypeError | rmse(PARAMS, X3, np.arange(10).astype("m8[s]")) | y; timedelta64
 TypeError | sample_batch(None, X3, Y3, 3) | key; got None; jax.random.key(seed)
 ValueError | sample_batch(k, X3, Y3, 11) | batch_size; 10; 11
+ValueError | sample_batch(k, X3, Y3, None) | batch_size; 1..10; None
 ValueError | jaxlin.step(PARAMS, X3, Y3, np.ones(2)) | learning_rate; (2,); jax.vmap
 TypeError | fit(np.int64(3), X3, Y3, 0.1) | key; np.int64(3); jax.random.key(seed)
 TypeError | fit(np.random.default_rng(0), X3, Y3, 0.1) | key; Generator; jax.random.key
