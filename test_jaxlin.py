@@ -33,6 +33,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jax.experimental.sparse import BCOO
 from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from scipy.sparse import csr_matrix
 
@@ -247,6 +248,27 @@ def test_float64_really_is_float64(x64):
 def test_door_takes_legacy_keys():
     trained = fit_many(jax.random.key_data(keys(3)), X3, Y3, 0.1, num_steps=3)
     assert_equal(trained, fit_many(keys(3), X3, Y3, 0.1, num_steps=3))
+
+
+def test_what_comes_on_explicit_axes_stays_there():
+    mesh = jax.make_mesh((1,), ("s",), axis_types=(AxisType.Explicit,))
+    sharding = NamedSharding(mesh, PartitionSpec("s"))
+    train = functools.partial(fit, learning_rate=0.1, num_steps=3, params=PARAMS)
+    results = [
+        (train(key(), *jax.device_put((X3, Y3), sharding)), train(key(), X3, Y3))
+    ]
+    if jax.__version_info__ >= (0, 10):  # before, such keys fail in JAX itself
+        rates, axes = np.linspace(0.1, 0.3, 4), [(0, None, None, None, None)]
+        axes += [(None, None, None, 0, None)]
+        for inputs, in_axes in zip(((keys(4), 0.1), (key(), rates)), axes, strict=True):
+            placed = [jax.device_put(a, sharding) if np.shape(a) else a for a in inputs]
+            options = {"in_axes": in_axes, "num_steps": 3, "params": PARAMS}
+            many = lambda k, rate: fit_many(k, X3, Y3, rate, **options)  # noqa: B023, E731
+            results.append((many(*placed), many(*inputs)))
+    for found, expected in results:
+        assert_close(found, expected)
+        for leaf in jax.tree.leaves(found):
+            assert leaf.sharding.mesh.axis_types == (AxisType.Explicit,)
 
 
 def test_each_way_of_giving_an_argument_is_the_same_program():
