@@ -314,10 +314,9 @@ def test_functions_are_pickled_by_name_and_show_their_signature():
         assert pickle.loads(pickle.dumps(function)) is function
         assert function.__name__ in pydoc.render_doc(function)
     assert len(functions) == 9
-    assert [*inspect.signature(fit).parameters][3:6:2] == [
-        "learning_rate",
-        "batch_size",
-    ]
+    one, many = (inspect.signature(train).parameters for train in (fit, fit_many))
+    assert [*one][3:6:2] == ["learning_rate", "batch_size"]
+    assert all(one[name].default == many[name].default for name in one.keys() & many)
 
 
 def test_a_function_outlives_the_reload_of_its_module():
