@@ -358,7 +358,6 @@ def fit(
         start = 0  # the argument is unused then, and jit leaves it on the host
     elif _is_linear(params):
         params = params | {k: jnp.asarray(params[k], X.dtype) for k in ("w", "b")}
-
     params = _join(params, batch_key, rates)
 
     def body(params: Any, now: Any) -> Any:
@@ -453,8 +452,9 @@ def _must(name: str, wanted: str, got: Any, topic: str = "") -> str:
 def _enter(name: str, given: dict[str, Any]) -> Any:
     """The door: an argument from outside JAX, as jit takes it, by what it is.
 
-    Some are told by name: what is static, data, keys and start. All else is a pytree.
-    Shapes are checked while tracing.
+    Some are told by name: what is static, data (w and b too), keys, and start, whose
+    range depends on params and num_steps. All else is a pytree. Shapes are checked
+    while tracing.
     """
     value = given[name]
     optional = name == "batch_size" and value is None
