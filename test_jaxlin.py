@@ -45,6 +45,9 @@ HERE = pathlib.Path(__file__).parent
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# Before the first array; all that is not placed on others stays on one.
+jax.config.update("jax_num_cpu_devices", 4)
+
 settings.register_profile(
     "jaxlin",
     deadline=None,
@@ -248,27 +251,6 @@ def test_float64_really_is_float64(x64):
 def test_door_takes_legacy_keys():
     trained = fit_many(jax.random.key_data(keys(3)), X3, Y3, 0.1, num_steps=3)
     assert_equal(trained, fit_many(keys(3), X3, Y3, 0.1, num_steps=3))
-
-
-def test_what_comes_on_explicit_axes_stays_there():
-    mesh = jax.make_mesh((1,), ("s",), axis_types=(AxisType.Explicit,))
-    sharding = NamedSharding(mesh, PartitionSpec("s"))
-    train = functools.partial(fit, learning_rate=0.1, num_steps=3, params=PARAMS)
-    results = [
-        (train(key(), *jax.device_put((X3, Y3), sharding)), train(key(), X3, Y3))
-    ]
-    if jax.__version_info__ >= (0, 10):  # before, such keys fail in JAX itself
-        rates, axes = np.linspace(0.1, 0.3, 4), [(0, None, None, None, None)]
-        axes += [(None, None, None, 0, None)]
-        for inputs, in_axes in zip(((keys(4), 0.1), (key(), rates)), axes, strict=True):
-            placed = [jax.device_put(a, sharding) if np.shape(a) else a for a in inputs]
-            options = {"in_axes": in_axes, "num_steps": 3, "params": PARAMS}
-            many = lambda k, rate: fit_many(k, X3, Y3, rate, **options)  # noqa: B023, E731
-            results.append((many(*placed), many(*inputs)))
-    for found, expected in results:
-        assert_close(found, expected)
-        for leaf in jax.tree.leaves(found):
-            assert leaf.sharding.mesh.axis_types == (AxisType.Explicit,)
 
 
 def test_each_way_of_giving_an_argument_is_the_same_program():
@@ -1136,6 +1118,171 @@ def test_fit_many_of_very_many_models_is_numpy_sgd(s):
     assert_close(trained, {"w": w, "b": b})
 
 
+# Four devices.
+
+EACH, WHOLE = PartitionSpec("models"), PartitionSpec()
+KINDS = ["Auto", "Explicit"]
+# Before JAX 0.10 keys on Explicit axes fail in JAX itself.
+KEY_KINDS = KINDS[: 1 + (jax.__version_info__ >= (0, 10))]
+BRIEF = {"learning_rate": 0.1, "num_steps": 20, "batch_size": 10}
+FIRST = {"w": np.ones(3, "f4"), "b": np.float32(0)}
+train_one, train_many = (functools.partial(train, **BRIEF) for train in (fit, fit_many))
+
+
+def mesh(kind="Auto"):
+    types = (getattr(AxisType, kind),)
+    return jax.make_mesh((4,), ("models",), axis_types=types)
+
+
+def split(tree, kind="Auto"):
+    """The same, its first axis split over four devices."""
+    return jax.device_put(tree, NamedSharding(mesh(kind), EACH))
+
+
+def over_devices(function, splits, **options):
+    """function(keys, X, y) on each of four devices, those in splits in parts."""
+    specs = tuple(EACH if name in splits else WHOLE for name in "kXy")
+    options = {"in_specs": specs, "out_specs": EACH} | options
+    return jax.jit(jax.shard_map(function, mesh=mesh(), **options))
+
+
+WAYS = [
+    ("Auto", train_many),
+    ("Auto", over_devices(train_many, "k")),
+    ("Explicit", train_many),
+    ("Explicit", jax.vmap(train_one, (0, None, None))),
+]
+
+
+@pytest.mark.parametrize(("kind", "way"), WAYS[: 2 * len(KEY_KINDS)])
+def test_models_are_trained_where_their_keys_are_without_collectives(kind, way):
+    X, y = data(n=100)
+    arguments = split(keys(8), kind), X, y
+    compiled = jax.jit(way).lower(*arguments).compile()
+    program = compiled.as_text()
+    assert "f32[2,20]" in program  # the losses of two models a device
+    assert not re.search(" (all-|collective-|reduce-scatter)", program)
+    assert "f32[100,3]" in program  # X, and no copies of it for each model
+    assert not re.search(r"\[[28],100\b|\b100,[28]\b", program)
+    trained = compiled(*arguments)
+    assert_close(trained, train_many(keys(8), X, y), atol=2e-5)
+    for leaf in jax.tree.leaves(trained):
+        assert leaf.sharding.is_equivalent_to(arguments[0].sharding, leaf.ndim)
+
+
+def on_split_keys(X, y):
+    def go_on(k):
+        params, first = train_many(k, X, y)
+        params, then = train_many(k, X, y, params=params, start=20)
+        return jax.vmap(rmse, (0, None, None))(params, X, y), first, then
+
+    shared = {"params": FIRST, "in_axes": (0, None, None, None, None)}
+    each_rate = {"num_steps": 20, "in_axes": (None, None, None, 0)}
+    return [
+        (go_on, keys(8)),
+        (lambda k: train_many(k, X, y, **shared), keys(8)),
+        (lambda r: fit_many(key(), X, y, r, **each_rate), np.linspace(0.1, 0.8, 8)),
+    ]
+
+
+def on_split_rows(X, y):
+    calls = [
+        lambda X, y: train_one(key(), X, y),
+        lambda X, y: train_one(key(), X, y, params=FIRST),
+        lambda X, y: predict(FIRST, X),
+        lambda X, y: (rmse(FIRST, X, y), jaxlin.mse(FIRST, X, y)),
+        lambda X, y: jaxlin.step(FIRST, *sample_batch(key(), X, y, 10), 0.1),
+    ]
+    return [(lambda rows, call=call: call(*rows), (X, y)) for call in calls]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_split_over_devices_gives_the_same_and_stays_on_its_mesh(kind):
+    X, y = data(n=100)
+    calls = on_split_rows(X, y)
+    if kind in KEY_KINDS:
+        calls += on_split_keys(X, y)
+    if kind == "Auto" or jax.__version_info__ >= (0, 12):  # before, a mean fails in JAX
+        calls.append((lambda y: r2_score(FIRST, X, y), y))
+    for call, inputs in calls:
+        found = call(split(inputs, kind))
+        assert_close(found, call(inputs), atol=2e-5)
+        if kind == "Explicit":
+            for leaf in jax.tree.leaves(found):
+                assert leaf.sharding.mesh.axis_types == (AxisType.Explicit,)
+
+
+def test_models_are_trained_under_set_mesh():
+    kind, (X, y) = KEY_KINDS[-1], data(n=100)
+    expected = train_many(keys(8), X, y)
+    set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
+    with set_mesh(mesh(kind)):
+        assert_close(train_many(split(keys(8), kind), X, y), expected, atol=2e-5)
+        one = train_one(keys(8)[0], X, y)
+    assert_close(one, jax.tree.map(lambda leaf: leaf[0], expected), atol=2e-5)
+
+
+def varying(tree):
+    tree = jax.tree.map(jnp.asarray, tree)
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(tree, "models", to="varying")
+    return jax.tree.map(lambda leaf: jax.lax.pvary(leaf, "models"), tree)
+
+
+def key_each(params, keys, X, y):
+    axes = (0, None, None, None, None)
+    return train_many(keys, X[0], y[0], in_axes=axes, params=params)
+
+
+def key_each_by_map(params, keys, X, y):
+    return jax.lax.map(lambda k: train_one(k, X[0], y[0], params=params), keys)
+
+
+def data_each(params, keys, X, y):
+    axes = (None, 0, 0, None, None)
+    return train_many(keys[0], X, y, in_axes=axes, params=params)
+
+
+@pytest.mark.parametrize(
+    ("way", "splits"), [(key_each, "k"), (key_each_by_map, "k"), (data_each, "Xy")]
+)
+def test_models_under_shard_map_never_train_on_each_other(way, splits):
+    inputs = keys(8), *(np.stack([array] * 8) for array in data(n=100))
+    expected = way(FIRST, *inputs)
+    refused = [FIRST, None][: 1 + (way is data_each)]  # a key draws params for all
+    for params in refused:
+        words = r"^params must vary over axes \('models',\).*lax.pcast.*lax.pmean"
+        with pytest.raises(ValueError, match=words):
+            over_devices(functools.partial(way, params), splits)(*inputs)
+    shared = functools.partial(way, FIRST)
+    found = over_devices(shared, splits, check_vma=False)(*inputs)
+    assert_close(found, expected, atol=2e-5)
+    own = over_devices(lambda *args: way(varying(FIRST), *args), splits)
+    assert_close(own(*inputs), expected, atol=2e-5)
+
+
+def test_fit_on_rows_split_over_devices_is_numpy_sgd_on_the_joined_batches():
+    X, y = data(n=100)
+
+    def mean_rmse(params, X, y):
+        return jax.lax.pmean(rmse(params, X, y), "models")
+
+    def train(k, X, y):
+        own_key = jax.random.fold_in(k, jax.lax.axis_index("models"))
+        return train_one(own_key, X, y, params=FIRST, loss=mean_rmse)
+
+    trained = over_devices(train, "Xy", out_specs=WHOLE)(key(), X, y)
+    for shard in trained[0]["w"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, trained[0]["w"])
+    each = [drawn_rows(jax.random.fold_in(key(), i), 0, 20, 25, 10) for i in range(4)]
+    params, losses = FIRST, []
+    for rows in np.stack(each, axis=1) + 25 * np.arange(4)[:, None]:
+        ends = [numpy_sgd(params, X, y, [0.1], [part]) for part in rows]
+        params, loss = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *ends)
+        losses.extend(loss)
+    assert_close(trained, (params, np.array(losses)), atol=2e-5)
+
+
 # Errors. Each row: the kind, a call, and what the message says of it: the argument's
 # name, what came, and the word that carries the advice.
 
@@ -1394,15 +1541,20 @@ def readme_blocks():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def readme_runs(request, tmp_path_factory):
-    """The blocks of the README, which run beside the other tests from the start on."""
-    wanted = any("of_the_readme" in item.name for item in request.session.items)
+def tests_beside(request, tmp_path_factory):
+    """Run the tests marked so, which wait for other processes, beside all others.
+
+    One by one from the start on. They must not use JAX in this process.
+    """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        yield {
-            code: pool.submit(run_script, code, tmp_path_factory.mktemp("block"))
-            for code, _ in readme_blocks()
-            if wanted
-        }
+        for item in request.session.items:
+            if item.get_closest_marker("beside"):
+                case = item.callspec.params if hasattr(item, "callspec") else {}
+                folder = tmp_path_factory.mktemp("beside")
+                future = pool.submit(item.obj, tmp_path=folder, **case)
+                item.obj = lambda future=future, **_: future.result()
+        yield
+        pool.shutdown(cancel_futures=True)
 
 
 def recipe(word):
@@ -1430,108 +1582,6 @@ def made_up_data(key, n=1000):
     X_key, noise_key = jax.random.split(key)
     X = jax.random.normal(X_key, (n, 2))
     return X, X @ jnp.array([3.0, 4.0]) + 5 + jax.random.normal(noise_key, (n,))
-
-
-FOUR_DEVICES = """
-import functools, re
-import jax
-jax.config.update("jax_num_cpu_devices", 4)
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxlin import *
-
-X_key, y_key, key = jax.random.split(jax.random.key(0), 3)
-X = jax.random.normal(X_key, (100, 3))
-y = X @ jnp.array([1.0, 2.0, 3.0]) + jax.random.normal(y_key, (100,))
-keys = jax.random.split(key, 8)
-first = {"w": jnp.ones(3), "b": jnp.zeros(())}
-options = {"num_steps": 20, "batch_size": 10}
-each, whole = PartitionSpec("models"), PartitionSpec()
-mesh = jax.make_mesh((4,), ("models",), axis_types=(AxisType.Auto,))
-explicit_mesh = jax.make_mesh((4,), ("models",), axis_types=(AxisType.Explicit,))
-sharding, explicit = NamedSharding(mesh, each), NamedSharding(explicit_mesh, each)
-
-def check_values(found, expected):
-    found, expected = map(jax.tree.leaves, (found, expected))
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)  # float32
-
-def train(keys, X, y):
-    return fit_many(keys, X, y, 0.1, **options)
-"""
-
-SHARDED_KEYS = """
-alone = train(keys, X, y)
-
-def check(trained, sharding):
-    check_values(trained, alone)
-    for leaf in jax.tree.leaves(trained):
-        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), leaf.sharding
-
-def check_program(function, sharding):
-    arguments = jax.device_put(keys, sharding), X, y
-    compiled = jax.jit(function).lower(*arguments).compile()
-    check(compiled(*arguments), sharding)
-    text = compiled.as_text()
-    assert "while" in text and "f32[2,20]" in text  # two models a device, 20 losses
-    moved = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    assert not re.search(moved, text), re.findall(moved, text)
-    assert "f32[100,3]" in text
-    copies = re.findall(r"\\[[28],100\\b|\\b100,[28]\\b", text)
-    assert not copies, copies
-
-specs = (each, whole, whole)
-check_program(train, sharding)
-check_program(jax.shard_map(train, mesh=mesh, in_specs=specs, out_specs=each), sharding)
-
-# All that one does next, on results of sharded keys.
-placed, options["num_steps"] = jax.device_put(keys, sharding), 10
-params, one = train(placed, X, y)
-params, two = fit_many(placed, X, y, 0.1, params=params, start=10, **options)
-assert len(two.addressable_shards) == 4
-check_values((params, np.concatenate([one, two], axis=1)), alone)
-scores = jax.vmap(rmse, (0, None, None))(params, X, y)
-model = jax.tree.map(lambda leaf: leaf[int(scores.argmin())], params)
-assert abs(rmse(model, X, y) - scores.min()) < 1e-5
-assert jnp.percentile(two, 5) <= jnp.median(two) <= two.max()
-
-options["num_steps"] = 20
-one = fit(keys[0], X, y, 0.1, **options)
-model = jax.device_get(one[0])
-for where in (sharding, explicit):
-    rows = jax.device_put((X, y), where)
-    check_values(fit(keys[0], *rows, 0.1, **options), one)
-    check_values(predict(model, rows[0]), predict(model, X))
-    known = where == sharding or jax.__version_info__ >= (0, 12)
-    for score in (rmse, mse, *[r2_score] * known):
-        check_values(score(model, *rows), score(model, X, y))
-    batch = sample_batch(keys[1], *rows, 9)
-    check_values(batch, sample_batch(keys[1], X, y, 9))
-    assert step(model, *batch, 0.1)[1] > 0
-
-if jax.__version_info__ >= (0, 10):
-    check_program(train, explicit)
-    mapped = jax.vmap(functools.partial(fit, **options), (0, None, None, None))
-    check_program(lambda keys, X, y: mapped(keys, X, y, 0.1), explicit)
-    placed = jax.device_put(keys, explicit)
-    axes = (0, None, None, None, None)
-    shared = functools.partial(fit_many, params=first, in_axes=axes, **options)
-    check_values(shared(placed, X, y, 0.1), shared(keys, X, y, 0.1))
-    rates = jnp.arange(1.0, 9) / 10
-    each_rate = functools.partial(fit_many, key, X, y, **options)
-    each_rate = functools.partial(each_rate, in_axes=(None, None, None, 0))
-    check_values(each_rate(jax.device_put(rates, explicit)), each_rate(rates))
-    with jax.set_mesh(explicit_mesh):
-        check(train(placed, X, y), explicit)
-        check_values(fit(keys[0], X, y, 0.1, **options), one)
-    for leaf in jax.tree.leaves(train(placed, X, y)):
-        assert leaf.sharding.mesh.axis_types == (AxisType.Explicit,)
-"""
-
-
-def test_fit_many_on_sharded_keys_equals_one_device_without_collectives(tmp_path):
-    run_script(FOUR_DEVICES + SHARDED_KEYS, tmp_path)
 
 
 def run_ranks(script, jobs, cwd, timeout):
@@ -1563,27 +1613,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
-# Before JAX 0.10 keys on Explicit axes fail in JAX itself.
-KINDS = ["Auto", "Explicit"][: 1 + (jax.__version_info__ >= (0, 10))]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.beside
+@pytest.mark.parametrize("kind", KEY_KINDS)
 def test_fit_many_in_two_processes_equals_one(tmp_path, kind):
     script = changed(recipe("distributed.initialize"), ":9876", f":{free_port()}")
     script = changed(script, "AxisType.Auto", f"AxisType.{kind}")
-    script += 'import numpy; numpy.save(f"{rank}.npy", last)\n'
+    # Of all models in this process alone; float32, after 1000 steps at a constant rate.
+    script += "losses = fit_many(keys, X, y, 0.1)[1]\n"
+    script += "assert abs(last / losses[:, -1] - 1).max() < 1e-4\n"
     codes, errors = run_ranks(script, [("a", "0", "2"), ("b", "1", "2")], tmp_path, 90)
     assert codes == [0, 0], errors
 
-    X_key, noise_key, key = jax.random.split(jax.random.key(0), 3)
-    X = jax.random.normal(X_key, (1000, 2))
-    y = X @ jnp.array([3.0, 4.0]) + 5 + jax.random.normal(noise_key, (1000,))
-    _, losses = fit_many(jax.random.split(key, 1000), X, y, 0.1)
-    for rank in (0, 1):
-        # float32, after 1000 steps at a constant rate
-        assert_close(np.load(tmp_path / f"{rank}.npy"), losses[:, -1], 1e-4)
 
-
+@pytest.mark.beside
 @pytest.mark.parametrize("dead", ["0", "1"])
 def test_a_killed_process_ends_the_other(tmp_path, dead):
     script = changed(recipe("distributed.initialize"), ":9876", f":{free_port()}")
@@ -1596,96 +1638,7 @@ def test_a_killed_process_ends_the_other(tmp_path, dead):
     assert "another task died" in errors[1 - int(dead)]
 
 
-SHARDED_ROWS = """
-parts = np.split(np.asarray(X), 4), np.split(np.asarray(y), 4)
-device_keys = [jax.random.fold_in(key, device) for device in range(4)]
-
-def mean_rmse(params, X, y):
-    return jax.lax.pmean(rmse(params, X, y), "models")
-
-def reference(num_steps, batch_size, rate):
-    w, b, losses = np.float64(first["w"]), np.float64(first["b"]), []
-    for i in range(num_steps):
-        values, slopes = [], []
-        for device_key, X_part, y_part in zip(device_keys, *parts, strict=True):
-            step_key = jax.random.fold_in(jax.random.split(device_key)[1], i)
-            X_batch, y_batch = sample_batch(step_key, X_part, y_part, batch_size)
-            X_batch, residuals = np.float64(X_batch), X_batch @ w + b - y_batch
-            values.append(np.sqrt(np.mean(residuals**2)))
-            slope = np.append(X_batch.T @ residuals, residuals.sum())
-            slopes.append(slope / (batch_size * values[-1]))
-        w, b = w - rate * np.mean(slopes, 0)[:-1], b - rate * np.mean(slopes, 0)[-1]
-        losses.append(np.mean(values))
-    return w, b, np.array(losses)
-
-def train(X, y):
-    device_key = jax.random.fold_in(key, jax.lax.axis_index("models"))
-    return fit(device_key, X, y, 0.1, params=first, loss=mean_rmse, **options)
-
-sharded = jax.shard_map(train, mesh=mesh, in_specs=each, out_specs=whole)
-params, losses = jax.jit(sharded)(*jax.device_put((X, y), sharding))
-w, b, expected = reference(20, 10, 0.1)
-check_values([params["w"], params["b"], losses], [w, b, expected])
-for shard in params["w"].addressable_shards:
-    np.testing.assert_array_equal(shard.data, params["w"])
-assert len(params["w"].addressable_shards) == 4
-"""
-
-
-SHARD_MAP = """
-X, y = jnp.stack([X] * 8), jnp.stack([y] * 8)
-
-def varying(tree):
-    if hasattr(jax.lax, "pcast"):
-        return jax.lax.pcast(tree, "models", to="varying")
-    return jax.tree.map(lambda leaf: jax.lax.pvary(leaf, "models"), tree)
-
-def many(keys, X, y, params=None):
-    axes = (0, None, None, None, None)
-    return fit_many(keys, X[0], y[0], 0.1, in_axes=axes, params=params, **options)
-
-def mapped(keys, X, y, params):
-    train = lambda key: fit(key, X[0], y[0], 0.1, params=params, **options)
-    return jax.lax.map(train, keys)
-
-def groups(keys, X, y, params=None):
-    axes = (None, 0, 0, None, None)
-    return fit_many(key, X, y, 0.1, in_axes=axes, params=params, **options)
-
-def over_devices(train, split, **more):
-    specs = tuple(each if name in split else whole for name in "kXy")
-    function = jax.shard_map(train, mesh=mesh, in_specs=specs, out_specs=each, **more)
-    return jax.jit(function)(keys, X, y)
-
-def refused(train, split):
-    try:
-        over_devices(train, split)
-    except ValueError as error:
-        assert str(error).startswith("params must vary over axes ('models',)"), error
-        assert "pcast" in str(error) and "pmean" in str(error)
-    else:
-        raise AssertionError(train)
-
-check_values(over_devices(many, "k"), many(keys, X, y))  # params drawn by each key
-refused(groups, "Xy")  # params drawn by one key for all
-for train, split in ((many, "k"), (mapped, "k"), (groups, "Xy")):
-    shared = functools.partial(train, params=first)
-    expected = shared(keys, X, y)
-    refused(shared, split)
-    check_values(over_devices(shared, split, check_vma=False), expected)
-    own = lambda *args, train=train: train(*args, params=varying(first))
-    check_values(over_devices(own, split), expected)
-"""
-
-
-def test_models_under_shard_map_never_train_on_each_other(tmp_path):
-    run_script(FOUR_DEVICES + SHARD_MAP, tmp_path)
-
-
-def test_fit_on_sharded_rows_equals_numpy_on_the_joined_batches(tmp_path):
-    run_script(FOUR_DEVICES + SHARDED_ROWS, tmp_path)
-
-
+@pytest.mark.beside
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_fit_on_a_memory_mapped_file_needs_memory_for_one_chunk_only(tmp_path):
     # ru_maxrss would start from the peak of this process, which the child inherits.
@@ -1721,6 +1674,7 @@ def kill_at_random(script, cwd, chance):
     return result
 
 
+@pytest.mark.beside
 def test_a_run_killed_at_any_moment_resumes_bit_for_bit(tmp_path):
     script = changed(recipe("os.replace"), "while done < 2000", "while done < 40_000")
     whole = changed(script, "num_steps=100", "num_steps=40_000")
@@ -1779,6 +1733,7 @@ def test_t_intervals_of_averaged_runs_cover_the_truth():
     assert (abs(share - 0.95) < 0.035).all(), share
 
 
+@pytest.mark.beside
 def test_early_stopping_keeps_its_best_where_rates_diverge(tmp_path):
     script = changed(recipe("0.99 * best"), "0.005, **options", "rates, **options")
     rising = "rates = jnp.geomspace(0.003, 3, 5000)[start : start + 500]; options"
@@ -1830,6 +1785,7 @@ def test_the_docstring_examples_are_true():
     assert not results.failed
 
 
+@pytest.mark.beside
 def test_the_file_alone_runs_the_demo(tmp_path):
     (tmp_path / "jaxlin.py").write_text(pathlib.Path(jaxlin.__file__).read_text())
     command = [sys.executable, "-W", "error", "-m", "jaxlin"]
@@ -1845,10 +1801,11 @@ def test_the_file_alone_runs_the_demo(tmp_path):
     assert "model-steps per second" in lines[-1]
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize(
     ("code", "output"), readme_blocks(), ids=map(str, itertools.count())
 )
 def test_every_block_of_the_readme_runs_and_prints_what_it_shows(
-    code, output, readme_runs
+    tmp_path, code, output
 ):
-    assert readme_runs[code].result() == output
+    assert run_script(code, tmp_path) == output
