@@ -560,7 +560,6 @@ def test_rmse_of_a_perfect_fit_is_0_and_flat(derive):
     y = predict(params, X)
     assert rmse(params, X, y) == 0
     zeros = jax.tree.map(jnp.zeros_like, params)
-    assert_equal(derive(rmse)(params, X, y), zeros)
     assert_equal(jax.jit(derive(rmse))(params, X, y), zeros)
 
 
@@ -780,8 +779,7 @@ def fit_by_hand(key, X, y, rates, *, batch_size, loss):
     return params, jnp.array(losses)
 
 
-@pytest.mark.parametrize("loss", [rmse, ridge])
-@pytest.mark.parametrize("t", [(), (2,)])
+@pytest.mark.parametrize(("t", "loss"), [((), rmse), ((2,), ridge)])
 def test_fit_is_a_loop_over_the_public_pieces(t, loss):
     X, y = data(t=t)
     rates = np.linspace(0.3, 0.1, 9).astype("f4")
@@ -808,15 +806,10 @@ def row_matrices(X, y):
     return k
 
 
-SETTINGS = [(5, 1, 1, 0.1), (7, 2, 3, 0.15), (12, 8, 10, 0.05)]
-
-
 @pytest.mark.parametrize(
-    ("impl", "n", "d", "m", "rate"),
-    [(MAPPED[0], *setting) for setting in SETTINGS]
-    + [(impl, *SETTINGS[1]) for impl in MAPPED[1:]],
+    ("n", "d", "m", "rate"), [(5, 1, 1, 0.1), (7, 2, 3, 0.15), (12, 8, 10, 0.05)]
 )
-def test_moments_of_sgd_are_exact(impl, n, d, m, rate):
+def test_moments_of_sgd_are_exact(n, d, m, rate):
     """E[z zᵀ] after t steps, from init_params on: the start, the rows' independence
     within a batch and between steps, and the update, at once."""
     X, y = data(n=n, d=d)
@@ -830,9 +823,8 @@ def test_moments_of_sgd_are_exact(impl, n, d, m, rate):
         moments = moments - r * (cross + cross.T) + r**2 * square
 
     s = 40_000
-    model_keys = jax.random.split(jax.random.key(1, impl=impl), s)
     options = {"num_steps": 12, "batch_size": m, "loss": jaxlin.mse}
-    params, _ = fit_many(model_keys, X, y, rates, **options)
+    params, _ = fit_many(keys(s, 1), X, y, rates, **options)
     z = np.column_stack([params["w"], params["b"], np.ones(s)]).astype(float)
     products = z[:, :, None] * z[:, None, :]
     error = np.abs(products.mean(0) - moments)
@@ -907,8 +899,8 @@ def test_resuming_is_bit_for_bit_in_segments_of_two_steps_or_more(
     rates = np.linspace(0.3, 0.1, 6).astype("f4") if schedule else 0.2
     train, k = (fit_many, keys(3)) if many else (fit, key())
     train = functools.partial(train, k, X, y, batch_size=32)
-    first = functools.partial(init_params, num_features=d, target_shape=t)
-    state = jax.vmap(first)(k) if many else first(k)
+    s = (3,) * many
+    state = {"w": jnp.ones((*s, d, *t)), "b": jnp.ones((*s, *t))}
     if own:
         state = momentum_state(state)
         train = functools.partial(train, step=Partial(momentum, 0.9))
@@ -1065,15 +1057,13 @@ def test_fit_many_is_a_loop_of_fit(axes):
     assert_close(many, stack(loop))
 
 
-def test_fit_many_draws_params_maps_schedules_and_is_vmap_of_fit():
+def test_fit_many_draws_params_and_maps_schedules():
     X, y = data()
     rates = np.linspace(0.1, 0.4, 12).astype("f4").reshape(4, 3)
     options = {"num_steps": 3, "batch_size": 7, "loss": ridge}
     many = fit_many(keys(4), X, y, rates, in_axes=(0, None, None, 0), **options)
     loop = [fit(k, X, y, r, **options) for k, r in zip(keys(4), rates, strict=True)]
     assert_close(many, stack(loop))
-    mapped = jax.vmap(functools.partial(fit, **options), (0, None, None, 0))
-    assert_close(jax.jit(mapped)(keys(4), X, y, rates), many)
 
 
 def test_fit_many_of_very_many_models_is_numpy_sgd():
@@ -1632,19 +1622,19 @@ def test_fit_on_a_memory_mapped_file_needs_memory_for_one_chunk_only(tmp_path):
 
 
 def kill_at_random(script, cwd, chance):
-    """Run it until it has been killed five times and then ended."""
+    """Run it until it has been killed three times and then ended."""
     command = [sys.executable, "-c", script]
-    for kills in range(6):
+    for kills in range(4):
         worker = subprocess.Popen(
             command, cwd=cwd, env=SCRIPT_ENV, stdout=subprocess.DEVNULL
         )
         saved = (cwd / "run.npz").stat().st_mtime_ns if kills else 0
-        while kills < 5 and worker.poll() is None:
+        while kills < 3 and worker.poll() is None:
             time.sleep(chance.uniform(0, 0.02))
             exists = (cwd / "run.npz").exists()
             if exists and (cwd / "run.npz").stat().st_mtime_ns != saved:
                 worker.kill()
-        assert worker.wait(60) == (0 if kills == 5 else -9)
+        assert worker.wait(60) == (0 if kills == 3 else -9)
         with np.load(cwd / "run.npz") as arrays:
             result = dict(arrays)  # a torn file raises here
     return result
