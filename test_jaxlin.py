@@ -886,8 +886,9 @@ def test_a_loss_that_is_a_pytree_itself_need_not_be_hashable():
 def test_what_is_held_compiles_once_maps_and_has_a_gradient(x64, many):
     X, y = (a.astype("f8") for a in data(n=46))
     train, k = (fit_many, keys(2)) if many else (fit, key())
-    train = functools.partial(train, k, X, y, 0.1)
-    start = train(num_steps=0)[0]
+    train = functools.partial(train, k, X, y, 0.1, num_steps=9)
+    s = (2,) * many
+    start = {"w": jnp.ones((*s, 3)), "b": jnp.ones(s)}
     state = momentum_state(start)
 
     def hold(penalty_and_coefficient):
@@ -896,14 +897,14 @@ def test_what_is_held_compiles_once_maps_and_has_a_gradient(x64, many):
             "loss": Partial(shrunk, penalty),
             "step": Partial(momentum, coefficient),
         }
-        return train(num_steps=9, params=state, **held)
+        return train(params=state, **held)
 
     values = np.array([[0.01, 0.0], [0.1, 0.5], [1.0, 0.9]])
     with compiles(1):
         path = [hold(each) for each in values]
     assert_close(jax.vmap(hold)(values), stack(path), 1e-12, 1e-14)
     frozen = functools.partial(shrunk, 0.01)  # and no momentum
-    plain = train(num_steps=9, params=start, loss=frozen)
+    plain = train(params=start, loss=frozen)
     assert_close((path[0][0][0], path[0][1]), plain, 1e-12, 1e-14)
     last_loss = lambda each: hold(each)[1][..., -1].sum()  # noqa: E731
     both = jax.jit(lambda each: slopes(last_loss, each, 1e-6))
@@ -1013,7 +1014,7 @@ def test_fit_many_of_very_many_models_is_numpy_sgd():
 EACH, WHOLE = PartitionSpec("models"), PartitionSpec()
 # Before JAX 0.10 keys on Explicit axes fail in JAX itself.
 KEY_KINDS = ["Auto", "Explicit"][: 1 + (jax.__version_info__ >= (0, 10))]
-BRIEF = {"learning_rate": 0.1, "num_steps": 20, "batch_size": 10}
+BRIEF = {"learning_rate": 0.1, "num_steps": 9, "batch_size": 7}
 FIRST = {"w": np.ones(3, "f4"), "b": np.float32(0)}
 train_one, train_many = (functools.partial(train, **BRIEF) for train in (fit, fit_many))
 
@@ -1045,14 +1046,14 @@ WAYS = [
 
 @pytest.mark.parametrize(("kind", "way"), WAYS[: 2 * len(KEY_KINDS)])
 def test_models_are_trained_where_their_keys_are_without_collectives(kind, way):
-    X, y = data(n=100)
+    X, y = data()
     arguments = split(keys(8), kind), X, y
     compiled = jax.jit(way).lower(*arguments).compile()
     program = compiled.as_text()
-    assert "f32[2,20]" in program  # the losses of two models a device
+    assert "f32[2,9]" in program  # the losses of two models a device
     assert not re.search(" (all-|collective-|reduce-scatter)", program)
-    assert "f32[100,3]" in program  # X, and no copies of it for each model
-    assert not re.search(r"\[[28],100\b|\b100,[28]\b", program)
+    assert "f32[40,3]" in program  # X, and no copies of it for each model
+    assert not re.search(r"\[[28],40\b|\b40,[28]\b", program)
     trained = compiled(*arguments)
     assert_close(trained, train_many(keys(8), X, y), atol=2e-5)
     for leaf in jax.tree.leaves(trained):
@@ -1060,21 +1061,21 @@ def test_models_are_trained_where_their_keys_are_without_collectives(kind, way):
 
 
 def test_what_is_split_over_devices_gives_the_same_and_stays_on_its_mesh():
-    rows = X, y = data(n=100)
+    rows = X, y = data()
     rates, axes = np.linspace(0.1, 0.8, 8), (0, None, None, None, None)
 
     def go_on(k):
         params, first = train_many(k, X, y, params=FIRST, in_axes=axes)
-        return first, train_many(k, X, y, params=params, start=20)
+        return first, train_many(k, X, y, params=params, start=9)
 
     def rate_each(rates):
-        return fit_many(key(), X, y, rates, num_steps=20, in_axes=EACH_RATE)
+        return fit_many(key(), X, y, rates, num_steps=9, in_axes=EACH_RATE)
 
     def train(rows):
         return train_one(key(), *rows, params=FIRST)
 
     def make_step(rows):
-        return jaxlin.step(FIRST, *sample_batch(key(), *rows, 10), 0.1)
+        return jaxlin.step(FIRST, *sample_batch(key(), *rows, 7), 0.1)
 
     calls = [
         ("Auto", (0, 7), go_on, keys(8)),
@@ -1097,7 +1098,7 @@ def test_what_is_split_over_devices_gives_the_same_and_stays_on_its_mesh():
 
 
 def test_models_are_trained_under_set_mesh():
-    kind, (X, y) = KEY_KINDS[-1], data(n=100)
+    kind, (X, y) = KEY_KINDS[-1], data()
     expected = train_many(keys(8), X, y)
     set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
     with set_mesh(mesh(kind)):
@@ -1131,7 +1132,7 @@ def data_each(params, keys, X, y):
     ("way", "splits"), [(key_each, "k"), (key_each_by_map, "k"), (data_each, "Xy")]
 )
 def test_models_under_shard_map_never_train_on_each_other(way, splits):
-    inputs = keys(8), *(np.stack([array] * 8) for array in data(n=100))
+    inputs = keys(8), *(np.stack([array] * 8) for array in data())
     expected = way(FIRST, *inputs)
     refused = [FIRST, None][: 1 + (way is data_each)]  # a key draws params for all
     for params in refused:
@@ -1146,7 +1147,7 @@ def test_models_under_shard_map_never_train_on_each_other(way, splits):
 
 
 def test_fit_on_rows_split_over_devices_is_numpy_sgd_on_the_joined_batches():
-    X, y = data(n=100)
+    X, y = data()
 
     def mean_rmse(params, X, y):
         return jax.lax.pmean(rmse(params, X, y), "models")
@@ -1158,9 +1159,9 @@ def test_fit_on_rows_split_over_devices_is_numpy_sgd_on_the_joined_batches():
     trained = over_devices(train, "Xy", out_specs=WHOLE)(key(), X, y)
     for shard in trained[0]["w"].addressable_shards:
         np.testing.assert_array_equal(shard.data, trained[0]["w"])
-    each = [drawn_rows(jax.random.fold_in(key(), i), 0, 20, 25, 10) for i in range(4)]
+    each = [drawn_rows(jax.random.fold_in(key(), i), 0, 9, 10, 7) for i in range(4)]
     params, losses = FIRST, []
-    for rows in np.stack(each, axis=1) + 25 * np.arange(4)[:, None]:
+    for rows in np.stack(each, axis=1) + 10 * np.arange(4)[:, None]:
         ends = [numpy_sgd(params, X, y, [0.1], [part]) for part in rows]
         params, loss = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *ends)
         losses.extend(loss)
