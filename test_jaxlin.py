@@ -625,14 +625,10 @@ if jax.__version_info__ >= (0, 10, 2):
 MAPPED = [impl for impl in IMPLS if "rbg" not in impl]
 
 
-def chi_square(counts):
-    expected = counts.sum() / counts.size
-    return np.sum((counts - expected) ** 2) / expected
-
-
-def five_sigma(k):
-    """Above a chi-square of k degrees, which has mean k and deviation √(2k)."""
-    return k + 5 * (2 * k) ** 0.5
+def assert_uniform(counts):
+    """By chi-square: of k degrees, it has mean k and deviation √(2k)."""
+    k, expected = counts.size, counts.mean()
+    assert np.sum((counts - expected) ** 2) / expected < k + 5 * (2 * k) ** 0.5
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 7, 8, 33, 100, 101])
@@ -651,11 +647,10 @@ def test_sample_batch_is_uniform_and_its_draws_are_independent(impl):
     rows = np.array(jax.lax.map(draw, step_keys), int)
     assert rows.min() == 0
     assert rows.max() == n - 1
-    assert chi_square(np.bincount(rows.ravel(), minlength=n)) < five_sigma(n)
+    assert_uniform(np.bincount(rows.ravel(), minlength=n))
     # Within a batch (one hash may give two words of it), and from key to key.
     for first, second in ((rows[:, :-1], rows[:, 1:]), (rows[:-1], rows[1:])):
-        pairs = np.bincount((n * first + second).ravel(), minlength=n * n)
-        assert chi_square(pairs) < five_sigma(n * n)
+        assert_uniform(np.bincount((n * first + second).ravel(), minlength=n * n))
 
 
 @pytest.mark.parametrize("d", [1, 7, 8, 15, 16])  # by columns, but for 8 and 16
@@ -788,7 +783,7 @@ def test_a_small_world_ends_at_each_of_its_81_points_equally_often(impl):
     found = np.column_stack([params["w"], params["b"]])
     distance = np.abs(found[:, None, :] - ends[:, :2].astype("f4")).max(2)
     assert distance.min(1).max() < 1e-5
-    assert chi_square(np.bincount(distance.argmin(1), minlength=81)) < five_sigma(80)
+    assert_uniform(np.bincount(distance.argmin(1), minlength=81))
 
 
 def test_fit_starts_from_init_params_of_the_first_half_of_its_key():
@@ -1393,21 +1388,23 @@ def run_script(script, cwd):
 
 
 README = (HERE / "README.md").read_text()
+FENCE = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.M | re.S)
+BLOCKS = FENCE.findall(README)  # each with the output that it shows
+IMPORT = re.compile("^(import jaxlin|from jaxlin import)", re.M)
+(PREAMBLE,) = (code for code, _ in BLOCKS if code.startswith("# The preamble."))
 
 
-def readme_blocks():
-    """The python blocks of the README as scripts, each with the output that it shows.
+def readme_scripts():
+    """Each block that imports the library; and all others, after the preamble.
 
-    Those that do not import the library go on from the preamble.
+    The others run in one process, but none sees the names of another.
     """
-    pattern = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?"
-    blocks = re.findall(pattern, README, re.MULTILINE | re.DOTALL)
-    preamble = next(code for code, _ in blocks if code.startswith("# The preamble."))
-    whole = re.compile("^(import jaxlin|from jaxlin import)", re.MULTILINE)
-    return [
-        (code if whole.search(code) else preamble + code, output)
-        for code, output in blocks
-    ]
+    alone = [(code, output) for code, output in BLOCKS if IMPORT.search(code)]
+    others = [(code, output) for code, output in BLOCKS if not IMPORT.search(code)]
+    script = PREAMBLE + "names = {**globals()}\n"
+    for code, _ in others:
+        script += f"exec(compile({code!r}, {code[:40]!r}, 'exec'), {{**names}})\n"
+    return [*alone, (script, "".join(output for _, output in others))]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -1428,9 +1425,9 @@ def tests_beside(request, tmp_path_factory):
 
 
 def recipe(word):
-    """The one block of the README that contains `word`."""
-    (block,) = (code for code, _ in readme_blocks() if word in code)
-    return block
+    """The block of the README that contains `word`, as a script."""
+    (code,) = (code for code, _ in BLOCKS if word in code)
+    return code if IMPORT.search(code) else PREAMBLE + code
 
 
 def recipe_functions(word):
@@ -1601,7 +1598,7 @@ def test_early_stopping_keeps_its_best_where_rates_diverge(tmp_path):
 
 def test_what_the_readme_says_of_labels_of_other_forms_is_true():
     losses = recipe_functions("def softmax")
-    X, y = made_up_data(key(), 100)
+    X, y = map(np.asarray, made_up_data(key(), 100))
     options = {"learning_rate": 1.0, "num_steps": 200}
     for labels, wrong in ((y > 5, False), (np.where(y > 5, 1, -1), True)):
         _, found = fit(key(), X, labels, loss=losses["logistic"], **options)
@@ -1614,7 +1611,7 @@ def test_what_the_readme_says_of_labels_of_other_forms_is_true():
 
 def test_every_figure_of_the_readme_stands_in_a_block():
     """But those that a hidden mark says were measured, which depend on the machine."""
-    fence = re.compile(r"^```(\w*)\n.*?^```\n", re.MULTILINE | re.DOTALL)
+    fence = re.compile(r"^```(\w*)\n.*?^```\n", re.M | re.S)
     assert {match[1] for match in fence.finditer(README)} == {"python", "text"}
     blocks = "".join(match[0] for match in fence.finditer(README))
     versions = r"\b(jax|JAX|Python|newer, on|on|from)`?,? \d+\.[\d.]+"
@@ -1652,7 +1649,7 @@ def test_the_file_alone_runs_the_demo(tmp_path):
 
 
 @pytest.mark.beside
-@pytest.mark.parametrize("block", readme_blocks(), ids=map(str, itertools.count()))
-def test_every_block_of_the_readme_runs_and_prints_what_it_shows(tmp_path, block):
-    code, output = block
+@pytest.mark.parametrize("script", readme_scripts(), ids=itertools.count())
+def test_every_block_of_the_readme_runs_and_prints_what_it_shows(tmp_path, script):
+    code, output = script
     assert run_script(code, tmp_path) == output
