@@ -208,7 +208,8 @@ def test_door_does_not_wrap_integers_beyond_32_bits(way):
     y = [float(x) + 2.0**40 for x in X[:, 0]]
     assert predict(params, way(X)).tolist() == y
     assert rmse(params, way(X), way(np.array(y, int))) == 0
-    trained, _ = fit(key(), X3, Y3, 0, num_steps=1, params=PARAMS | {"b": 2**40})
+    options = {"num_steps": 1, "start": 2**32 - 1}  # the last number of a step
+    trained, _ = fit(key(), X3, Y3, 0, params=PARAMS | {"b": 2**40}, **options)
     assert trained["b"] == 2.0**40
     assert fit(key(), X3, Y3, 1, params=np.int64(-9), step=own_step)[0] == -9
 
@@ -351,8 +352,8 @@ def test_fit_on_arrays_of_jax_transfers_nothing():
 @pytest.mark.parametrize(
     "flag", ["jax_enable_checks", "jax_check_tracer_leaks", "jax_debug_key_reuse"]
 )
-def test_fit_works_under_the_checks_of_jax(flag):
-    train = functools.partial(fit, key(), X3, Y3, 0.1, num_steps=3)
+def test_fit_many_works_under_the_checks_of_jax(flag):
+    train = functools.partial(fit_many, keys(3), X3, Y3, 0.1, num_steps=3)
     expected = train()
     jax.clear_caches()
     jax.config.update(flag, True)
@@ -886,11 +887,8 @@ def test_what_is_held_compiles_once_maps_and_has_a_gradient(x64, many):
 
     def hold(penalty_and_coefficient):
         penalty, coefficient = penalty_and_coefficient
-        held = {
-            "loss": Partial(shrunk, penalty),
-            "step": Partial(momentum, coefficient),
-        }
-        return train(params=state, **held)
+        held = Partial(shrunk, penalty), Partial(momentum, coefficient)
+        return train(params=state, loss=held[0], step=held[1])
 
     values = np.array([[0.01, 0.0], [0.1, 0.5], [1.0, 0.9]])
     with compiles(1):
@@ -964,7 +962,9 @@ def test_fit_many_is_a_loop_of_fit(axes):
         return each(lambda axis: lambda x: x[0 if axis is None else i])
 
     def moved(axis):
-        return lambda x: np.moveaxis(x, 0, axis) if axis else x if axis == 0 else x[0]
+        if axis is None:
+            return lambda x: x[0]
+        return lambda x: np.moveaxis(x, 0, axis) if axis else x
 
     options = {"num_steps": 9, "batch_size": 7, "start": 3}
     arrays, params = each(moved)
@@ -1013,8 +1013,8 @@ train_one, train_many = (functools.partial(train, **BRIEF) for train in (fit, fi
 
 
 def mesh(kind="Auto"):
-    types = (getattr(AxisType, kind),)
-    return jax.make_mesh((4,), ("models",), axis_types=types)
+    options = {"axis_types": (getattr(AxisType, kind),)}
+    return jax.make_mesh((4,), ("models",), devices=jax.devices("cpu"), **options)
 
 
 def split(tree, kind="Auto"):
@@ -1086,8 +1086,9 @@ def test_what_is_split_over_devices_gives_the_same_and_stays_on_its_mesh():
             continue  # it fails in JAX itself
         found = call(split(inputs, kind))
         assert_close(found, call(inputs), atol=2e-5)
-        for leaf in jax.tree.leaves(found) if kind == "Explicit" else ():
-            assert leaf.sharding.mesh.axis_types == (AxisType.Explicit,)
+        if kind == "Explicit":
+            meshes = {leaf.sharding.mesh for leaf in jax.tree.leaves(found)}
+            assert meshes == {mesh(kind)}
 
 
 def test_models_are_trained_under_set_mesh():
@@ -1362,7 +1363,7 @@ def test_the_original_experiment_ends_at_least_squares_for_every_seed():
     assert jax.vmap(r2_score, (0, None, None))(params, X, y).min() > 0.9995
 
 
-# Scripts: the README's, and those that need devices or processes of their own.
+# The README, and what runs in processes of its own.
 
 CACHE = tempfile.TemporaryDirectory()
 SCRIPT_ENV = {
@@ -1380,7 +1381,7 @@ def run_script(script, cwd):
     """The output of a script that runs as a user would run it, without a warning."""
     command = [sys.executable, "-W", "error", "-c", script]
     options = {"cwd": cwd, "env": SCRIPT_ENV, "capture_output": True, "text": True}
-    done = subprocess.run(command, timeout=300, **options)
+    done = subprocess.run(command, timeout=900, **options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
