@@ -4,7 +4,6 @@ import ast
 import concurrent.futures
 import contextlib
 import dataclasses
-import doctest
 import functools
 import importlib.util
 import inspect
@@ -164,6 +163,7 @@ def leaf_dtypes(tree):
 X3, Y3 = np.arange(20, dtype="f4").reshape(10, 2), np.arange(10, dtype="f4")
 PARAMS = {"w": np.ones(2, "f4"), "b": np.float32(0)}
 KEY_EACH = (0, None, None, None, None)  # in_axes of models that start alike
+RATE_EACH = (None, None, None, 0)
 DTYPES = ["f4", "f8", "f2", jnp.bfloat16, ">f4", ">f8", np.longdouble, "i1", ">i4"]
 DTYPES += [">g", "i8", "u8", "?"]
 
@@ -247,21 +247,21 @@ def test_door_takes_legacy_keys():
 
 
 CALLS = [
-    lambda k, ks, X, y: init_params(k, 2, target_shape=np.shape(y)),
-    lambda k, ks, X, y: predict(PARAMS, X),
-    lambda k, ks, X, y: rmse(PARAMS, X, y),
-    lambda k, ks, X, y: jaxlin.mse(PARAMS, X, y),
-    lambda k, ks, X, y: r2_score(PARAMS, X, y),
-    lambda k, ks, X, y: sample_batch(k, X, y, 10),
-    lambda k, ks, X, y: jaxlin.step(PARAMS, X, y, 0.1),
-    lambda k, ks, X, y: fit(k, X, y, 0.1, num_steps=1, params=PARAMS),
-    lambda k, ks, X, y: fit_many(ks, X, y, 0.1, num_steps=1),
+    lambda k, X, y: init_params(k, 2, target_shape=np.shape(y)),
+    lambda k, X, y: predict(PARAMS, X),
+    lambda k, X, y: rmse(PARAMS, X, y),
+    lambda k, X, y: jaxlin.mse(PARAMS, X, y),
+    lambda k, X, y: r2_score(PARAMS, X, y),
+    lambda k, X, y: sample_batch(k, X, y, 10),
+    lambda k, X, y: jaxlin.step(PARAMS, X, y, 0.1),
+    lambda k, X, y: fit(k, X, y, 0.1, num_steps=1, params=PARAMS),
+    lambda k, X, y: fit_many(k, X, y, np.ones(2), num_steps=1, in_axes=RATE_EACH),
 ]
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_each_function_works_without_jit(call):
-    inputs = key(), keys(2), X3.tolist(), Y3.astype("f8")
+    inputs = key(), X3.tolist(), Y3.astype("f8")
     expected = call(*inputs)
     with jax.disable_jit():
         assert_close(call(*inputs), expected)
@@ -270,11 +270,11 @@ def test_each_function_works_without_jit(call):
 @pytest.mark.parametrize("call", CALLS)
 def test_each_function_compiles_once(call):
     X, y = data(n=43, d=2)
-    one, other = (key(1), keys(2, 1)), (key(2), keys(2, 2))
+    one, other = key(1), key(2)
     with compiles(1):
-        call(*one, X, y)
+        call(one, X, y)
     with compiles(0, traces=0):
-        call(*other, X + 1, y + 1)
+        call(other, X + 1, y + 1)
 
 
 def test_functions_are_pickled_by_name_and_show_their_signature():
@@ -1060,7 +1060,7 @@ def test_models_are_trained_where_their_keys_are_without_collectives(kind, way):
 def test_what_is_split_over_devices_gives_the_same_and_stays_on_its_mesh():
     X, y = data()
     rows, rates = (X, y), np.linspace(0.1, 0.8, 8)
-    options = {"num_steps": 9, "in_axes": (None, None, None, 0)}
+    options = {"num_steps": 9, "in_axes": RATE_EACH}
     rate_each = functools.partial(fit_many, key(), X, y, **options)
 
     def go_on(ks):
@@ -1359,8 +1359,8 @@ def test_the_original_experiment_ends_at_least_squares_for_every_seed():
     y = X @ [3, 4] + rng.uniform(size=1000) + 5
     *w, b = np.linalg.lstsq(np.column_stack([X, np.ones(1000)]), y, rcond=None)[0]
     rates = 0.05 * 0.01 ** np.linspace(0, 1, 5000)
-    params, losses = fit_many(keys(256), X, y, rates, num_steps=5000)
-    assert losses.shape == (256, 5000)
+    params, losses = fit_many(keys(64), X, y, rates, num_steps=5000)
+    assert losses.shape == (64, 5000)
     errors = jax.vmap(rmse, (0, None, None))(params, X, y)
     assert errors.max() < 1.01 * numpy_rmse({"w": w, "b": b}, X, y)
     assert jax.vmap(r2_score, (0, None, None))(params, X, y).min() > 0.9995
@@ -1503,13 +1503,13 @@ def test_fit_on_a_memory_mapped_file_needs_memory_for_one_chunk_only(tmp_path):
     script += 'print(*(s for s in open("/proc/self/status") if "VmHWM" in s), end="")\n'
     rows = np.random.default_rng(0).normal(size=(300_000, 17)).astype(np.float32)
     peaks = []
-    for copies in (1, 8):
+    for copies in (1, 5):
         np.save(tmp_path / "rows.npy", np.tile(rows, (copies, 1)))
         *chunks, peak = run_script(script, tmp_path).splitlines()
         peaks.append(1024 * int(peak.split()[1]))
         assert len(chunks) == 6 * copies
         assert float(chunks[-1].split()[-1]) < 1.1  # y is noise of deviation 1
-    assert peaks[1] - peaks[0] < 7 * rows.nbytes / 4
+    assert peaks[1] - peaks[0] < 4 * rows.nbytes / 4
 
 
 @pytest.mark.beside
@@ -1524,8 +1524,8 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(tmp_path):
     def saved():
         return run.stat().st_mtime_ns if run.exists() else 0
 
-    # None dies while it writes to the cache, from which others read.
-    env = SCRIPT_ENV | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+    # A cache of its own: it may die while it writes what others would read.
+    env = SCRIPT_ENV | {"JAX_COMPILATION_CACHE_DIR": str(run.parent)}
     options = {"cwd": run.parent, "env": env, "stdout": subprocess.DEVNULL}
     for kills in range(4):
         before = saved()
@@ -1632,10 +1632,11 @@ def test_the_library_is_functions_on_public_jax_alone():
     assert {*modules} - {"jax", "numpy"} <= sys.stdlib_module_names
 
 
-def test_the_docstring_examples_are_true():
-    results = doctest.testmod(jaxlin)
-    assert results.attempted > 10
-    assert not results.failed
+@pytest.mark.beside
+def test_the_docstring_examples_are_true(tmp_path):
+    script = "import doctest, jaxlin; print(*doctest.testmod(jaxlin))"
+    failed, attempted = run_script(script, tmp_path).split()
+    assert (failed, int(attempted) > 10) == ("0", True)
 
 
 @pytest.mark.beside
