@@ -1060,8 +1060,7 @@ def test_models_are_trained_where_their_keys_are_without_collectives(kind, way):
 def test_what_is_split_over_devices_gives_the_same_and_stays_on_its_mesh():
     X, y = data()
     rows, rates = (X, y), np.linspace(0.1, 0.8, 8)
-    options = {"num_steps": 9, "in_axes": RATE_EACH}
-    rate_each = functools.partial(fit_many, key(), X, y, **options)
+    rate_each = functools.partial(fit_many, key(), X, y, num_steps=9, in_axes=RATE_EACH)
 
     def go_on(ks):
         params, first = train_many(ks, X, y, params=FIRST, in_axes=KEY_EACH)
