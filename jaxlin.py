@@ -6,30 +6,23 @@
     rmse, mse     the losses                fit           many steps of one model
     r2_score      R², 1 at best             fit_many      fit, for many models at once
 
-`fit` is one jax.lax.scan over `sample_batch` then `step`; `fit_many` is `fit` under
-jax.vmap. Each is compiled, so a loop of your own over the pieces is fast as well. Copy
-this file: it needs jax alone; `python -m jaxlin` demonstrates it.
+Copy this file: it needs jax alone; `python -m jaxlin` demonstrates it. Read `fit`: one
+jax.lax.scan over `sample_batch` and `step`. What guards it stands behind `fit_many`.
 
 Shapes: n rows, d features, m batch rows, s models, t the target shape: () for y of
 shape (n,), (k,) for (n, k). Params are the dict {"w": (d, *t), "b": t}.
 
-Arrays may be JAX's, NumPy's, data frames, lists and scalars. Float64 X (under
-jax_enable_x64) computes in float64, any other real X in float32; y and the rates follow
-X. Nothing broadcasts or is modified. TypeError is for what is of the wrong kind,
-ValueError for shapes, sizes and a lack of params, both before anything runs. Integers
-beyond 32 bits are an OverflowError in what a loss or a state holds.
-
-What a loss or a step holds as jax.tree_util.Partial(function, value) is data: a new
-value compiles nothing, can be mapped, has a gradient. All else that it reads is frozen
-at its first compile: globals, closures, attributes of an object, and the arrays in a
-functools.partial. A function defined anew, as a lambda in a loop is, compiles anew.
+X, y and rates are real numbers in JAX's or NumPy's arrays, data frames, lists. Float64
+X (under jax_enable_x64) computes in float64, any other in float32; y, rates, w and b
+follow it. Nothing broadcasts or is modified. Before anything runs, a TypeError tells of
+wrong kinds, and a ValueError of shapes and sizes.
 """
 
 import functools
 import inspect
 import operator
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
@@ -39,7 +32,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from numpy.typing import ArrayLike
 
-__version__ = "3.0.0"
+__version__ = "4.0.0"
 __all__ = ["fit", "fit_many", "init_params", "mse", "predict", "r2_score", "rmse"]
 __all__ += ["sample_batch", "step"]
 
@@ -52,24 +45,24 @@ STATIC = {"num_features", "target_shape", "dtype", "num_steps", "batch_size", "i
 
 
 def _compiled(function: Function) -> Function:
-    """Compile `function`, behind the door (`_enter`) for what comes from outside JAX.
-
-    All arguments go on by name: one program, in whatever way they are given.
-    """
-    parameters = dict(inspect.signature(function).parameters)
+    """Compile `function`, behind the door (`_enter`) for what is from outside JAX."""
+    # All arguments go on by name: one program, in whatever way they are given.
+    parameters = inspect.signature(function).parameters
     defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
     positional = inspect.getfullargspec(function).args
     compiled = jax.jit(function, static_argnames=STATIC & parameters.keys())
     # Once, at the first call, when what stands below is known.
-    entered = functools.cache(lambda: {k: _enter(k, defaults) for k in defaults})
+    entered = functools.cache(lambda: {k: _enter(k, v) for k, v in defaults.items()})
 
     @functools.wraps(function)
     def door(*args: Any, **kwargs: Any) -> Any:
         given = dict(zip(positional, args, strict=False)) | kwargs
-        whole = entered() | given
+        whole = entered() | {name: _enter(name, given[name]) for name in given}
         if len(given) < len(args) + len(kwargs) or whole.keys() != parameters.keys():
-            _check_call(function, args, kwargs)
-        return compiled(**(whole | {name: _enter(name, whole) for name in given}))
+            return function(*args, **kwargs)  # Python says what does not fit
+        if given.get("start", 0) is defaults.get("start") and whole["params"] is None:
+            del whole["start"]  # a constant: jax.transfer_guard sees no transfer
+        return compiled(**whole)
 
     return cast(Function, door)
 
@@ -92,12 +85,9 @@ def init_params(
     >>> jax.tree.map(jnp.shape, init_params(jax.random.key(0), 2))
     {'b': (), 'w': (2,)}
     """
-    if not isinstance(target_shape, tuple):
-        raise TypeError(_must("target_shape", "be a tuple, as (3,)", target_shape))
-    if min(target_shape, default=1) < 1:
-        raise ValueError(_must("target_shape", "be of sizes above 0", target_shape))
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(_must("dtype", "be of real floating-point numbers", dtype))
+    _check_size("num_features", num_features, 1)
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    _check(floating, "dtype", "be a floating-point one", dtype, TypeError)
     wide = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
     draws = jax.random.normal(key, (num_features + 1, *target_shape), wide)
     draws = draws.astype(dtype)
@@ -116,9 +106,7 @@ def predict(params: Any, X: ArrayLike) -> jax.Array:
     Array([12., 13.], dtype=float32)
     """
     X = _check_features(X)
-    if not _is_linear(params):
-        got = type(params).__name__
-        raise TypeError(_must("params", 'be a dict of "w" and "b"', got))
+    _check(_is_linear(params), "params", 'be a dict of "w" and "b"', params, TypeError)
     w, b = (jnp.asarray(params[name], X.dtype) for name in ("w", "b"))
     _check_shape('params["w"]', w, (X.shape[1], *b.shape))
     # By default an accelerator would round the factors to about three digits.
@@ -137,13 +125,17 @@ def rmse(params: Any, X: ArrayLike, y: ArrayLike) -> jax.Array:
     b by about -skew * sigma / (2 m) for batches of m, at the median for m = 1; slopes
     are off as well where the noise's skew or scale changes with x. `mse` is not.
 
-    Args are as for `predict`, and targets y, (n, *t). Returns a scalar. Sums over 10⁷
-    rows want float64: in float32 the gradient is off by up to a hundredth.
+    Args are as for `predict`, and targets y, (n, *t). Returns a scalar, a mean over
+    rows and targets. Sums over 10⁷ rows want float64.
 
     >>> rmse({"w": [1.0], "b": 0.0}, [[3], [4]], [0, 0])
     Array(3.535534, dtype=float32)
     """
-    return _root_mean_square(_residuals(params, X, y))
+    scale, mean_square = _mean_square(_residuals(params, X, y))
+    # The slope of sqrt at 0 is infinite, and where alone would keep inf * 0 = NaN.
+    perfect = mean_square == 0
+    root = jnp.sqrt(jnp.where(perfect, 1, mean_square))
+    return scale * jnp.where(perfect, 0, root)
 
 
 @_compiled
@@ -151,7 +143,8 @@ def mse(params: Any, X: ArrayLike, y: ArrayLike) -> jax.Array:
     """Mean squared error: mean((X @ w + b - y)²), in the squared units of y.
 
     As a loss, it is least squares for batches of any size. Its learning rate has no
-    unit of y; the features limit it, to well below 1 / mean(|x|² + 1).
+    unit of y; the features limit it, to well below 1 / mean(|x|² + 1) for one target
+    and k times that for k, whose mean it is.
 
     >>> mse({"w": [1.0], "b": 0.0}, [[3], [4]], [0, 0])
     Array(12.5, dtype=float32)
@@ -176,31 +169,42 @@ def r2_score(params: Any, X: ArrayLike, y: ArrayLike) -> jax.Array:
     # Less its first row, a constant target is exactly 0 and a distant one keeps digits.
     deviations = y - y[:1]
     deviations = deviations - jnp.mean(deviations, axis=0, keepdims=True)
-    error, spread = (_root_mean_square(x, axis=0) for x in (residuals, deviations))
+    scale, error = _mean_square(residuals, axis=0)
+    unit, spread = _mean_square(deviations, axis=0)
+    constant, perfect = spread == 0, jnp.where(error == 0, 1, 0)
+    ratio = (scale / unit) ** 2 * error / jnp.where(constant, 1, spread)
     # What is not finite in residuals or y comes through: 0 * x is NaN then.
-    score = 1 - (error / jnp.where(spread == 0, 1, spread)) ** 2 + 0 * spread
-    constant = jnp.where(error == 0, 1, 0 * error)
-    return jnp.where(spread == 0, constant, score).mean()
+    return jnp.mean(jnp.where(constant, perfect, 1 - ratio) + 0 * (error + spread))
+
+
+def _is_linear(params: Any) -> bool:
+    return isinstance(params, dict) and "w" in params and "b" in params
+
+
+def _as_arrays(params: Any, dtype: Any = None) -> Any:
+    """The same, with w and b, where it has them, as arrays: lists are stacked."""
+    if not _is_linear(params):
+        return params
+    # Over 1, since that makes floats of integers.
+    return params | {k: jnp.asarray(params[k], dtype) / 1 for k in ("w", "b")}
 
 
 def _residuals(params: Any, X: Any, y: Any) -> jax.Array:
+    X, targets = _check_data(X, y)
     predictions = predict(params, X)
-    _check_shape("y", y, predictions.shape)
-    return predictions - jnp.asarray(y, predictions.dtype)
+    _check_shape("y", targets, predictions.shape)
+    return predictions - targets
 
 
-def _root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
+def _mean_square(x: jax.Array, axis: Any = None) -> tuple[jax.Array, jax.Array]:
+    """A scale, and the mean of (x / scale)²; to derivatives the scale is a constant."""
     # float32 loses squares of what is outside 1e-19..1e19: square the ratio to the
-    # mean size, kept where XLA does not flush its reciprocal to 0 or infinity. That
-    # scale cancels, in the gradient too.
-    tiny = np.finfo(x.dtype).tiny
-    size = jnp.mean(jnp.abs(x), axis=axis, keepdims=True)
-    scale = jax.lax.stop_gradient(jnp.clip(size, tiny, 1 / tiny))
-    mean_square = jnp.mean((x / scale) ** 2, axis=axis)
-    # The slope of sqrt at 0 is infinite, and where alone would keep inf * 0 = NaN.
-    zero = mean_square == 0
-    root = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, mean_square)))
-    return scale.reshape(root.shape) * root
+    # mean size, kept where XLA does not flush its reciprocal to 0 or infinity.
+    sizes, tiny = jnp.abs(x), np.finfo(x.dtype).tiny
+    zero = jnp.sum(sizes, axis=axis, keepdims=True) == 0
+    size = jnp.clip(jnp.mean(sizes, axis=axis, keepdims=True), tiny, 1 / tiny)
+    scale = jax.lax.stop_gradient(jnp.where(zero, 1, size))
+    return jnp.squeeze(scale, axis), jnp.mean((x / scale) ** 2, axis=axis)
 
 
 @_compiled
@@ -223,14 +227,12 @@ def sample_batch(
     True
     """
     X, y = _check_data(X, y)
-    n, d = X.shape
-    if batch_size is None or not batch_size <= n < 2**31:
-        raise ValueError(_must("batch_size", f"be in 1..{n} rows < 2**31", batch_size))
-    rows = _draw_rows(key, n, batch_size)
-    X_batch = _take(X, rows)
-    if d < 8:  # a CPU is faster by columns; the barrier keeps XLA from undoing it
+    _check_size("batch_size", batch_size, 1, len(X))
+    rows = _draw_rows(key, len(X), batch_size)
+    X_batch, y_batch = (a.at[rows].get(out_sharding=_mesh_of(a, rows)) for a in (X, y))
+    if X.shape[1] < 8:  # a CPU is faster by columns; the barrier keeps them so
         X_batch = _barrier(X_batch.T).T
-    return X_batch, _take(y, rows)
+    return X_batch, y_batch
 
 
 def _draw_rows(key: jax.Array, n: int, m: int) -> Any:
@@ -249,21 +251,16 @@ def _draw_rows(key: jax.Array, n: int, m: int) -> Any:
     return _barrier(x % n)
 
 
-def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
-    return array.at[rows].get(out_sharding=_everywhere(array, rows))
-
-
-def _everywhere(*arrays: Any) -> NamedSharding | None:
+def _mesh_of(*arrays: Any) -> NamedSharding | None:
     """The whole mesh, if one of them is on Explicit axes, where JAX asks for it."""
-    for mesh in (jax.typeof(x).sharding.mesh for x in arrays):
-        if AxisType.Explicit in mesh.axis_types:
-            return NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
-    return None
+    meshes = (jax.typeof(x).sharding.mesh for x in arrays)
+    mesh = next((m for m in meshes if AxisType.Explicit in m.axis_types), None)
+    return mesh and NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
 
 
 def _join(params: Any, *placed: Any) -> Any:
     """Params, on the mesh of Explicit axes that the carry of a scan will be on."""
-    mesh, move = _everywhere(*placed), cast(Any, jax.sharding.reshard)
+    mesh, move = _mesh_of(*placed), cast(Any, jax.sharding.reshard)
     return jax.tree.map(lambda p: move(p, mesh), params) if mesh else params
 
 
@@ -274,27 +271,24 @@ def step(
     """One SGD update: params - learning_rate * gradient of loss(params, X, y).
 
     Args:
-      params: {"w": (d, *t), "b": t}, or another pytree of floats that `loss` takes.
-        Its dtypes stay. (A dict with "w" and "b" must have arrays there, always.)
+      params: {"w": (d, *t), "b": t}, or another pytree of floats; its dtypes stay.
       X, y: a batch, (m, d) and (m, *t).
       learning_rate: a scalar.
       loss: a function (params, X, y) -> scalar.
 
-    Returns:
-      The new params, and the loss before the update.
-
-    Under jax.shard_map it raises where devices would add up the gradients of losses
-    that differ between them; a step of your own must see to that itself.
+    Returns the new params, and the loss before the update. It raises where devices
+    under jax.shard_map would add up the gradients of losses that differ between them.
 
     >>> params, loss = step({"w": [1.0], "b": 0.0}, [[1]], [3], 0.5)
     >>> print(params["w"], params["b"], loss)
     [1.5] 0.5 2.0
     """
     _check_shape("learning_rate", learning_rate, ())
+    params = _as_arrays(params)
     value, gradient = jax.value_and_grad(loss)(params, X, y)
     _check_devices(params, value)
     changes = jax.tree.map(lambda g: jnp.asarray(learning_rate, g.dtype) * g, gradient)
-    return jax.tree.map(lambda p, c: jnp.asarray(p) - c, params, changes), value
+    return jax.tree.map(operator.sub, params, changes), value
 
 
 @_compiled
@@ -315,30 +309,26 @@ def fit(
 
     The key is split in two, for init_params and for the batches; step i draws its batch
     with fold_in(batch_key, start + i). So training resumes bit for bit: with one key,
-    a steps, then b steps with params=..., start=a, equal a + b steps, if a and b are at
-    least 2 (one step compiles without a loop, and may differ in the last bit).
+    a steps, then b steps with params=..., start=a, equal a + b steps.
 
     Args:
-      key: a random key, to be used again only to resume. (Under jax.vmap not an rbg
-        one: what it draws may come from the first key alone.)
+      key: a random key, to be used again only to resume.
       X, y: features and targets, (n, d) and (n, *t).
-      learning_rate: a scalar, or a rate for each step, (num_steps,). It is data: it can
-        be mapped and differentiated, and a new value compiles nothing.
-      num_steps: 0 or more.
-      batch_size: 1 to n; by default 100, or n if that is less.
+      learning_rate: a scalar, or a rate for each step, (num_steps,).
+      num_steps, batch_size: 0 or more, and 1 to n, by default 100 or n if that is less.
       params: where to start; by default a draw of init_params, which stays where the
-        data say nothing (a constant column, say). w and b take the dtype of X.
-      start: how many steps lie behind params. Left at 0, the first batches come again;
-        above 0 it needs params. A traced one is taken modulo 2**32, and
-        ignored without params.
+        data say nothing, and is far from all answers where there are many features.
+      start: the number of the first step; at 0, params meet the first batches again.
       loss: a function (params, X, y) -> scalar.
       step: a function (params, X, y, learning_rate, loss) -> (params, loss). Its params
-        are any pytree (with an optimiser's state, say), of which it needs the first.
+        may be any pytree; the first must be given if it is not w and b alone.
 
-    Returns the params, and the loss before each update, (num_steps,). Each num_steps,
-    batch_size, loss, step, shape and dtype compiles once, and so does params given or
-    not; functions count by ==. Under jax.transfer_guard give a rate for each step
-    and no params: a scalar rate and start come from the host.
+    Returns the params, and the loss before each update, (num_steps,).
+
+    Rates are data: a new value compiles nothing, can be mapped, has a gradient. So is
+    what a loss or step holds as jax.tree_util.Partial(function, value). All else that
+    it reads is frozen at its first compile: globals, closures, attributes of an object,
+    the arrays in a functools.partial. A function defined anew compiles anew.
 
     >>> X = jnp.arange(8.0)[:, None]
     >>> fit(jax.random.key(0), X, X[:, 0] + 1, 0.1)[1].shape
@@ -346,6 +336,7 @@ def fit(
     """
     X, y = _check_data(X, y)
     n, d = X.shape
+    _check_size("num_steps", num_steps, 0)
     rates = jnp.asarray(learning_rate, X.dtype)
     rates = rates if rates.shape else jnp.full(num_steps, rates)
     _check_shape("learning_rate", rates, (num_steps,))
@@ -353,12 +344,8 @@ def fit(
 
     init_key, batch_key = jax.random.split(key)
     if params is None:
-        _check_default(step)
         params = init_params(init_key, d, target_shape=y.shape[1:], dtype=X.dtype)
-        start = 0  # the argument is unused then, and jit leaves it on the host
-    elif _is_linear(params):
-        params = params | {k: jnp.asarray(params[k], X.dtype) for k in ("w", "b")}
-    params = _join(params, batch_key, rates)
+    params = _join(_as_arrays(params, X.dtype), batch_key, rates)
 
     def body(params: Any, now: Any) -> Any:
         i, rate = now
@@ -403,18 +390,17 @@ def fit_many(
     >>> params["w"].shape, losses.shape
     ((256, 1), (256, 9))
     """
-    axes = _check_axes(in_axes, (keys, X, y, learning_rate, params))
-    if keys.shape and "rbg" in str(jax.random.key_impl(keys)):
-        wanted = 'not be rbg, which may draw alike, but of impl="threefry2x32"'
-        raise TypeError(_must("keys", wanted, keys))
+    inputs = keys, X, y, learning_rate, _as_arrays(params, float)
+    axes = _check_axes(in_axes, *inputs)
+    rbg = keys.shape and "rbg" in str(jax.random.key_impl(keys))
+    _check(not rbg, "keys", "be threefry2x32, as rbg may draw alike", keys, TypeError)
     options: dict[str, Any] = {"num_steps": num_steps, "batch_size": batch_size}
     options |= {"start": start, "loss": loss, "step": step}
 
-    def train(key: Any, X: Any, y: Any, learning_rate: Any, params: Any) -> Any:
-        return fit(key, X, y, learning_rate, params=params, **options)
+    def train(key: Any, X: Any, y: Any, rate: Any, params: Any) -> tuple[Any, Any]:
+        return fit(key, X, y, rate, params=params, **options)
 
-    mapped = jax.vmap(train, axes)
-    return cast(tuple[Any, jax.Array], mapped(keys, X, y, learning_rate, params))
+    return jax.vmap(train, axes)(*inputs)
 
 
 JAX = (jax.Array, jax.core.Tracer)
@@ -422,214 +408,115 @@ JAX = (jax.Array, jax.core.Tracer)
 # What to type instead, by the argument or the topic that an error is about.
 ADVICE = {
     "key": "jax.random.key(seed) makes one. Many at once: fit_many, or jax.vmap.",
-    "keys": "jax.random.split(jax.random.key(seed), s) makes them. A list: jnp.stack.",
+    "keys": "jax.random.split(key, s) makes s of one. Of a list of keys: jnp.stack.",
     "X": "One feature: X[:, None]. One row: X[None]. Stacks: in_axes=(0, 0, 0, None).",
-    "y": "Rows as X, targets as params. Stacks: fit_many with in_axes=(0, 0, 0, None).",
-    "learning_rate": "Set num_steps, or take rates[start:start + num_steps]. Schedule: "
-    "schedule(jnp.arange(num_steps)). A rate a model: fit_many with "
-    "in_axes=(0, None, None, 0), or jax.vmap.",
+    "y": "Rows are the first axis, as in X: X.T, y.T or y[0]. One target: y[:, 0]. "
+    "Stacks: in_axes=(0, 0, 0, None).",
+    "be real numbers": "Gaps: fill them. Sparse: .toarray(), .todense(). Objects: "
+    ".astype(float). Text: pd.get_dummies(..., dtype=float); codes for labels. Dates: "
+    "days since the first. Schedule: schedule(jnp.arange(num_steps)).",
+    "learning_rate": "Set num_steps, or take rates[start:start + num_steps]. A rate a "
+    "model: fit_many with in_axes=(0, None, None, 0), or jax.vmap.",
+    'be a dict of "w" and "b"': "Two come from fit: params, losses = fit(...).",
     'params["w"]': "Rows as features of X. Many models: jax.vmap(predict, (0, None)).",
-    "start": "Above 0 it needs params; start + num_steps is at most 2**32.",
-    "in_axes": "It is the axis of s models in keys (jax.random.split(key, s)), X, y, "
-    "learning_rate and params, None in what they share: (0, None, None, None, None) "
-    "starts all from the same params.",
-    "numbers": "Sparse: .toarray() or .todense(). Gaps: fill them, .astype(float). "
-    "Text, categories: pd.get_dummies(..., dtype=float), or codes for labels. Dates: "
-    "days since the first. Rows of unequal length: pad them.",
-    "functions": "Bind arrays by jax.tree_util.Partial(function, array).",
-    "devices": "Else models on different devices add up their gradients. Many models: "
-    'a key for each and no params, or jax.lax.pcast(params, axes, to="varying"). One '
-    "model, and rows split over devices: a loss averaged by jax.lax.pmean.",
+    "be of s models": "One for all: in_axes=(0, None, None, None, None).",
+    "in_axes": "Axes of s models in keys, X, y, rates and params, None where shared.",
+    "params": "Else models on different devices train on each other. Give none, or "
+    'jax.lax.pcast(params, axes, to="varying"). One model: jax.lax.pmean its loss.',
 }
 
 
-def _must(name: str, wanted: str, got: Any, topic: str = "") -> str:
-    """The words of an error: what was wanted, what came, what to type instead."""
-    advice = ADVICE.get(topic or name, "")
-    return f"{name} must {wanted}; got {got!s:.300}. {advice}".rstrip()
+def _check(ok: Any, name: str, wanted: str, got: Any, kind: Any = ValueError) -> None:
+    if not ok:
+        advice = ADVICE.get(wanted, ADVICE.get(name, ""))
+        raise kind(f"{name} must {wanted}; got {got!r:.300}. {advice}".rstrip())
 
 
-def _enter(name: str, given: dict[str, Any]) -> Any:
-    """The door: an argument from outside JAX, as jit takes it, by what it is.
-
-    Some are told by name: what is static, data (w and b too), keys, and start, whose
-    range depends on params and num_steps. All else is a pytree. Shapes are checked
-    while tracing.
-    """
-    value = given[name]
-    optional = name == "batch_size" and value is None
-    if name in ("num_features", "num_steps", "batch_size") and not optional:
-        return _as_integer(name, value, 0 if name == "num_steps" else 1, 2**31 - 1)
-    if name in STATIC:
-        value = tuple(value) if isinstance(value, list) else value
-        return value if isinstance(value, Hashable) else repr(value)  # to be refused
+def _enter(name: str, value: Any) -> Any:
+    """The door: an argument from outside JAX, as jit takes it; NumPy's are copied."""
+    # Shapes and sizes are checked while tracing, where they cost nothing.
     if name in ("X", "y", "learning_rate"):
         return _as_floats(name, value)
     if name in ("key", "keys"):
         return _as_keys(name, value)
-    if name == "start":
-        last = 2**32 - max(1, _enter("num_steps", given))
-        start = _as_integer(name, value, 0, 0 if given["params"] is None else last)
-        return start if isinstance(start, jax.core.Tracer) else np.uint32(start)
-    if name in ("loss", "step") and not callable(value):
-        raise TypeError(_must(name, "be a function", repr(value)))
-    return _as_pytree(name, value)
-
-
-def _as_integer(name: str, value: Any, low: int, high: int) -> Any:
-    array = value if isinstance(value, JAX) else np.asarray(value)
-    if array.shape or array.dtype.kind not in "iu":
-        raise TypeError(_must(name, "be an integer", repr(value)))
-    if name == "start" and isinstance(value, jax.core.Tracer):
-        return value
-    integer = operator.index(value)
-    if not low <= integer <= high:
-        raise ValueError(_must(name, f"be in {low}..{high}", integer))
-    return integer
+    if name in STATIC:
+        return int(value) if isinstance(value, np.integer) else value
+    if name == "start" and not isinstance(value, jax.core.Tracer):
+        return np.uint32(operator.index(value))
+    if name in ("loss", "step"):
+        _check(callable(value), name, "be a function", value, TypeError)
+    return jax.tree.map(_as_leaf, value)
 
 
 def _as_floats(name: str, value: Any) -> Any:
-    if isinstance(value, float):
-        return np.float64(value)
-    scalar = name == "learning_rate" and np.ndim(value) == 0
-    if isinstance(value, JAX) and value.dtype == np.float32 and not scalar:
+    if isinstance(value, JAX) and value.dtype == np.float32:
         return value  # the commonest, and the quickest to tell
-    array = value if isinstance(value, JAX) else _as_numpy(value)
+    refused = isinstance(value, np.ma.MaskedArray) or hasattr(type(value), "todense")
+    array = value if isinstance(value, JAX) else np.asarray(None if refused else value)
     dtype = array.dtype
-    if not (isinstance(dtype, np.dtype) and np.can_cast(dtype, np.longdouble)):
-        got = f"{type(value).__name__} of {dtype}"
-        topic = name if name == "learning_rate" else "numbers"
-        raise TypeError(_must(name, "be real numbers without gaps", got, topic))
-    if isinstance(array, jax.core.Tracer) or (isinstance(array, JAX) and not scalar):
-        return array
-    if scalar:
-        return np.float64(array)  # each type would compile a program of its own
-    if not jnp.issubdtype(dtype, jnp.floating):  # X of integers is float32
-        array = array.astype(np.float32 if name == "X" else np.float64)
-    return _own(name, array)
-
-
-def _as_numpy(value: Any) -> Any:
-    """An array of NumPy, or of JAX if it traces; of None for what is to be refused."""
-    masked = [v for v in jax.tree.leaves(value) if isinstance(v, np.ma.MaskedArray)]
-    refused = masked or hasattr(type(value), "todense")
-    try:
-        return np.asarray(None if refused else value)
-    except jax.errors.TracerArrayConversionError:
-        return jnp.asarray(value)
-    except ValueError:  # rows of different lengths
-        return np.array(None)
-
-
-def _own(name: str, array: Any) -> Any:
-    """A copy, for JAX to read later on, in a byte order and precision that it has."""
-    wide = array.dtype.type is np.longdouble
-    own = array.astype(np.float64 if wide else array.dtype.newbyteorder("="))
-    kept = jax.dtypes.canonicalize_dtype(own.dtype)
-    if kept.kind in "iu" and (own.astype(kept) != own).any():
-        raise OverflowError(_must(name, "have integers of 32 bits", array))
-    return own
+    real = isinstance(dtype, np.dtype) and np.can_cast(dtype, np.longdouble)
+    _check(real, name, "be real numbers", (type(value), dtype.type), TypeError)
+    wide = name != "X" or dtype.char in "dg"  # double and longdouble
+    return array if isinstance(array, JAX) else array.astype("f8" if wide else "f4")
 
 
 def _as_keys(name: str, value: Any) -> Any:
-    dtype = getattr(value, "dtype", None)
-    if not isinstance(value, JAX) or isinstance(dtype, np.dtype):
-        if dtype != np.uint32 or not value.shape:
-            raise TypeError(_must(name, "come from jax.random", repr(value)))
-        value = jax.random.wrap_key_data(_as_leaf(name, value))  # a legacy key
-    if name == "key":
-        _check_shape(name, value, ())
+    if not isinstance(value, JAX) or isinstance(value.dtype, np.dtype):
+        legacy = getattr(value, "dtype", None) == np.uint32 and value.shape
+        _check(legacy, name, "come from jax.random", value, TypeError)
+        value = jax.random.wrap_key_data(_as_leaf(value))
+    _check(name == "keys" or not value.shape, name, "be one", f"shape {value.shape}")
     return value
 
 
-def _as_pytree(name: str, value: Any) -> Any:
-    if _is_linear(value):
-        rest = {k: _as_pytree(name, value[k]) for k in value.keys() - {"w", "b"}}
-        return rest | {k: _as_floats(f'params["{k}"]', value[k]) for k in ("w", "b")}
-    if isinstance(value, Partial):
-        _as_leaf(name, value.func)  # which must have a hash, too
-    leaves, tree = jax.tree.flatten(value)
-    return jax.tree.unflatten(tree, [_as_leaf(name, leaf) for leaf in leaves])
-
-
-def _as_leaf(name: str, leaf: Any) -> Any:
-    if isinstance(leaf, (JAX, bool, int, float, complex)):
-        return leaf
-    if hasattr(leaf, "__array__"):
-        return _own(name, np.asarray(leaf))
-    try:
-        hash(leaf)
-        # Without leaves: a function is part of the tree, by which jit compiles.
+def _as_leaf(leaf: Any) -> Any:
+    if callable(leaf):
+        hash(leaf)  # jit compiles by it
         return Partial(leaf)  # type: ignore[no-untyped-call]
-    except TypeError:
-        wanted = "be a hashable function, or a pytree of numbers"
-        raise TypeError(_must(name, wanted, repr(leaf), "functions")) from None
+    foreign = hasattr(leaf, "__array__") and not isinstance(leaf, JAX)
+    return np.array(leaf) if foreign else leaf
 
 
-def _check_call(function: Any, args: Any, kwargs: Any) -> None:
-    signature = inspect.signature(function)
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        takes = f"{function.__name__} takes {', '.join(signature.parameters)}"
-        raise TypeError(f"{takes}; {error}.") from None
+def _check_size(name: str, size: Any, low: int, high: int = 2**31 - 1) -> None:
+    _check(type(size) is int, name, "be an integer", size, TypeError)
+    _check(low <= size <= high, name, f"be in {low}..{high}", size)
 
 
 def _check_shape(name: str, array: Any, shape: Any) -> None:
-    if array.shape != shape:
-        raise ValueError(_must(name, f"have shape {shape}", array.shape))
+    _check(array.shape == shape, name, f"have shape {shape}", array.shape)
 
 
 def _check_features(X: Any) -> jax.Array:
-    if X.ndim != 2 or 0 in X.shape:
-        raise ValueError(_must("X", "have shape (n, d), both above 0", X.shape))
+    _check(X.ndim == 2 and 0 not in X.shape, "X", "be (n, d), both above 0", X.shape)
     return jnp.asarray(X, float if X.dtype == jnp.float64 else jnp.float32)
 
 
 def _check_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
     X = _check_features(X)
-    shape = (X.shape[0], *y.shape[1:])
-    if y.shape != shape or 0 in shape:
-        raise ValueError(_must("y", f"have shape {shape} and a target", y.shape))
+    ok = y.shape[:1] == X.shape[:1] and 0 not in y.shape
+    _check(ok, "y", f"have {X.shape[0]} rows, as X has, and a target", y.shape)
     return X, jnp.asarray(y, X.dtype)
 
 
-def _is_linear(params: Any) -> bool:
-    return isinstance(params, dict) and "w" in params and "b" in params
-
-
-def _check_default(step: Any) -> None:
-    # By name, as pickle tells functions: a reloaded module has another `step`.
-    function = getattr(step, "func", step)
-    names = [getattr(function, f"__{each}__", "") for each in ("module", "qualname")]
-    if names != [__name__, "step"]:
-        raise ValueError(
-            _must("params", "be given, the first state of your own step", None)
-        )
-
-
-def _check_axes(in_axes: Any, inputs: Any) -> Any:
+def _check_axes(in_axes: Any, *inputs: Any) -> Any:
     """in_axes with that of params. It is jax.vmap that tells what does not fit."""
-
-    def model(keys: Any, X: Any, y: Any, learning_rate: Any, params: Any) -> int:
-        return 0
-
+    _check(isinstance(in_axes, tuple), "in_axes", "be a tuple", in_axes, TypeError)
+    axes = (*in_axes, 0) if len(in_axes) == 4 else in_axes
+    s, sizes = ({np.shape(x)[:1] for x in jax.tree.leaves(i)} for i in inputs[::4])
+    _check(s != {()} or axes[0] != 0, "keys", "be many", "one key")
+    _check(sizes <= s or axes[::4] != (0, 0), "params", "be of s models", (sizes, s))
     try:
-        axes = [axis if axis is None else operator.index(axis) for axis in in_axes]
-        axes = axes if len(axes) > 4 else [*axes, 0]
-        jax.vmap(model, axes, out_axes=None)(*inputs)
-    except (TypeError, ValueError) as error:
-        got = f"{in_axes!r}: {error}".rstrip(".")
-        raise type(error)(_must("in_axes", "fit the arguments", got)) from None
+        jax.vmap(lambda keys, X, y, rates, params: 0, axes, out_axes=None)(*inputs)
+    except ValueError as error:
+        _check(False, "in_axes", "fit the arguments", (in_axes, error))
     return axes
 
 
 def _check_devices(params: Any, loss: Any) -> None:
     """Under jax.shard_map the gradients in what devices share are added up."""
     for leaf in jax.tree.leaves(params):
-        if axes := _varying(loss) - _varying(leaf):
-            wanted = f"vary over axes {(*axes,)} of jax.shard_map, as the loss does"
-            raise ValueError(_must("params", wanted, "the same on all", "devices"))
+        axes = _varying(loss) - _varying(leaf)
+        _check(not axes, "params", f"vary over axes {(*axes,)}, as the loss does", leaf)
 
 
 def _varying(x: Any) -> Any:
@@ -643,11 +530,10 @@ def main() -> None:
     X = 10 * jax.random.uniform(X_key, (1000, 2))
     y = X @ jnp.array([3.0, 4.0]) + 5 + jax.random.uniform(noise_key, (1000,))
     keys, params = jax.random.split(models_key, 256), None
-    train = functools.partial(fit_many, keys, X, y, 0.01, num_steps=500)
     began = time.perf_counter()
-    for start in range(0, 5000, 500):
-        params, losses = train(params=params, start=start)
-        print(f"step {start + 500:4} of 5000, RMSE {jnp.median(losses[:, -1]):.3f}")
+    for i in range(0, 5000, 500):
+        params, loss = fit_many(keys, X, y, 0.01, num_steps=500, params=params, start=i)
+        print(f"step {i + 500:4} of 5000, RMSE {jnp.median(loss[:, -1]):.3f}")
     speed = 256 * 5000 / (time.perf_counter() - began)
 
     def figures(params: Any) -> list[jax.Array]:
