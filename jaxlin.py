@@ -436,7 +436,7 @@ def _enter(name: str, value: Any) -> Any:
     """The door: an argument from outside JAX, as jit takes it; NumPy's are copied."""
     # Shapes and sizes are checked while tracing, where they cost nothing.
     if name in ("X", "y", "learning_rate"):
-        return _as_floats(name, value)
+        return np.float64(value) if type(value) is float else _as_floats(name, value)
     if name in ("key", "keys"):
         return _as_keys(name, value)
     if name in STATIC:
@@ -445,7 +445,8 @@ def _enter(name: str, value: Any) -> Any:
         return np.uint32(operator.index(value))
     if name in ("loss", "step"):
         _check(callable(value), name, "be a function", value, TypeError)
-    return jax.tree.map(_as_leaf, value)
+    ready = all(isinstance(leaf, JAX) for leaf in jax.tree.leaves(value))
+    return value if ready else jax.tree.map(_as_leaf, value)
 
 
 def _as_floats(name: str, value: Any) -> Any:
@@ -469,12 +470,11 @@ def _as_keys(name: str, value: Any) -> Any:
     return value
 
 
-def _as_leaf(leaf: Any) -> Any:
-    if callable(leaf):
-        hash(leaf)  # jit compiles by it
-        return Partial(leaf)  # type: ignore[no-untyped-call]
-    foreign = hasattr(leaf, "__array__") and not isinstance(leaf, JAX)
-    return np.array(leaf) if foreign else leaf
+def _as_leaf(x: Any) -> Any:
+    if callable(x):
+        hash(x)  # jit compiles by it
+        return Partial(x)  # type: ignore[no-untyped-call]
+    return x if isinstance(x, JAX) or not hasattr(x, "__array__") else np.array(x)
 
 
 def _check_size(name: str, size: Any, low: int, high: int = 2**31 - 1) -> None:
