@@ -7,7 +7,7 @@
     r2_score      R², 1 at best             fit_many      fit, for many models at once
 
 Copy this file: it needs jax alone; `python -m jaxlin` demonstrates it. Read `fit`: one
-jax.lax.scan over `sample_batch` and `step`. What guards it stands behind `fit_many`.
+jax.lax.scan over `sample_batch` and `step`. All that guards it comes after `fit_many`.
 
 Shapes: n rows, d features, m batch rows, s models, t the target shape: () for y of
 shape (n,), (k,) for (n, k). Params are the dict {"w": (d, *t), "b": t}.
@@ -51,7 +51,7 @@ def _compiled(function: Function) -> Function:
     defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
     positional = inspect.getfullargspec(function).args
     compiled = jax.jit(function, static_argnames=STATIC & parameters.keys())
-    # Once, at the first call, when what stands below is known.
+    # At the first call, since `_enter` is not yet defined here.
     entered = functools.cache(lambda: {k: _enter(k, v) for k, v in defaults.items()})
 
     @functools.wraps(function)
@@ -61,7 +61,7 @@ def _compiled(function: Function) -> Function:
         if len(given) < len(args) + len(kwargs) or whole.keys() != parameters.keys():
             return function(*args, **kwargs)  # Python says what does not fit
         if given.get("start", 0) is defaults.get("start") and whole["params"] is None:
-            del whole["start"]  # a constant: jax.transfer_guard sees no transfer
+            del whole["start"]  # so that 0 is part of the program, and not transferred
         return compiled(**whole)
 
     return cast(Function, door)
@@ -125,17 +125,15 @@ def rmse(params: Any, X: ArrayLike, y: ArrayLike) -> jax.Array:
     b by about -skew * sigma / (2 m) for batches of m, at the median for m = 1; slopes
     are off as well where the noise's skew or scale changes with x. `mse` is not.
 
-    Args are as for `predict`, and targets y, (n, *t). Returns a scalar, a mean over
-    rows and targets. Sums over 10⁷ rows want float64.
+    Args: as for `predict`, and targets y, (n, *t). Sums over 10⁷ rows want float64.
 
     >>> rmse({"w": [1.0], "b": 0.0}, [[3], [4]], [0, 0])
     Array(3.535534, dtype=float32)
     """
     scale, mean_square = _mean_square(_residuals(params, X, y))
     # The slope of sqrt at 0 is infinite, and where alone would keep inf * 0 = NaN.
-    perfect = mean_square == 0
-    root = jnp.sqrt(jnp.where(perfect, 1, mean_square))
-    return scale * jnp.where(perfect, 0, root)
+    zero = mean_square == 0
+    return scale * jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, mean_square)))
 
 
 @_compiled
@@ -182,10 +180,10 @@ def _is_linear(params: Any) -> bool:
 
 
 def _as_arrays(params: Any, dtype: Any = None) -> Any:
-    """The same, with w and b, where it has them, as arrays: lists are stacked."""
+    """Params with w and b as arrays, lists stacked; another pytree as it is."""
     if not _is_linear(params):
         return params
-    # Over 1, since that makes floats of integers.
+    # / 1 makes floats of integers.
     return params | {k: jnp.asarray(params[k], dtype) / 1 for k in ("w", "b")}
 
 
@@ -197,7 +195,7 @@ def _residuals(params: Any, X: Any, y: Any) -> jax.Array:
 
 
 def _mean_square(x: jax.Array, axis: Any = None) -> tuple[jax.Array, jax.Array]:
-    """A scale, and the mean of (x / scale)²; to derivatives the scale is a constant."""
+    """A scale, and the mean of (x / scale)²: the scale cancels, in derivatives too."""
     # float32 loses squares of what is outside 1e-19..1e19: square the ratio to the
     # mean size, kept where XLA does not flush its reciprocal to 0 or infinity.
     sizes, tiny = jnp.abs(x), np.finfo(x.dtype).tiny
@@ -227,8 +225,8 @@ def sample_batch(
     True
     """
     X, y = _check_data(X, y)
-    _check_size("batch_size", batch_size, 1, len(X))
-    rows = _draw_rows(key, len(X), batch_size)
+    _check_size("batch_size", batch_size, 1, X.shape[0])
+    rows = _draw_rows(key, X.shape[0], batch_size)
     X_batch, y_batch = (a.at[rows].get(out_sharding=_mesh_of(a, rows)) for a in (X, y))
     if X.shape[1] < 8:  # a CPU is faster by columns; the barrier keeps them so
         X_batch = _barrier(X_batch.T).T
@@ -259,7 +257,7 @@ def _mesh_of(*arrays: Any) -> NamedSharding | None:
 
 
 def _join(params: Any, *placed: Any) -> Any:
-    """Params, on the mesh of Explicit axes that the carry of a scan will be on."""
+    """Params moved to the mesh of Explicit axes, where a scan wants its carry."""
     mesh, move = _mesh_of(*placed), cast(Any, jax.sharding.reshard)
     return jax.tree.map(lambda p: move(p, mesh), params) if mesh else params
 
@@ -309,10 +307,10 @@ def fit(
 
     The key is split in two, for init_params and for the batches; step i draws its batch
     with fold_in(batch_key, start + i). So training resumes bit for bit: with one key,
-    a steps, then b steps with params=..., start=a, equal a + b steps.
+    a steps, then b steps with params=..., start=a, equal a + b steps, for a, b > 1.
 
     Args:
-      key: a random key, to be used again only to resume.
+      key: a random key, used again only to resume; under jax.vmap not an rbg one.
       X, y: features and targets, (n, d) and (n, *t).
       learning_rate: a scalar, or a rate for each step, (num_steps,).
       num_steps, batch_size: 0 or more, and 1 to n, by default 100 or n if that is less.
@@ -337,6 +335,7 @@ def fit(
     X, y = _check_data(X, y)
     n, d = X.shape
     _check_size("num_steps", num_steps, 0)
+    _check_shape("start", start, ())
     rates = jnp.asarray(learning_rate, X.dtype)
     rates = rates if rates.shape else jnp.full(num_steps, rates)
     _check_shape("learning_rate", rates, (num_steps,))
@@ -429,7 +428,7 @@ ADVICE = {
 def _check(ok: Any, name: str, wanted: str, got: Any, kind: Any = ValueError) -> None:
     if not ok:
         advice = ADVICE.get(wanted, ADVICE.get(name, ""))
-        raise kind(f"{name} must {wanted}; got {got!r:.300}. {advice}".rstrip())
+        raise kind(f"{name} must {wanted}; got {got!s:.300}. {advice}".rstrip())
 
 
 def _enter(name: str, value: Any) -> Any:
@@ -444,7 +443,7 @@ def _enter(name: str, value: Any) -> Any:
     if name == "start" and not isinstance(value, jax.core.Tracer):
         return np.uint32(operator.index(value))
     if name in ("loss", "step"):
-        _check(callable(value), name, "be a function", value, TypeError)
+        _check(callable(value), name, "be a function", repr(value), TypeError)
     ready = all(isinstance(leaf, JAX) for leaf in jax.tree.leaves(value))
     return value if ready else jax.tree.map(_as_leaf, value)
 
@@ -474,16 +473,17 @@ def _as_leaf(x: Any) -> Any:
     if callable(x):
         hash(x)  # jit compiles by it
         return Partial(x)  # type: ignore[no-untyped-call]
-    return x if isinstance(x, JAX) or not hasattr(x, "__array__") else np.array(x)
+    # A copy in native byte order, for jit does not look at the order of what it knows.
+    return x if isinstance(x, JAX) or not hasattr(x, "__array__") else np.where(1, x, x)
 
 
 def _check_size(name: str, size: Any, low: int, high: int = 2**31 - 1) -> None:
-    _check(type(size) is int, name, "be an integer", size, TypeError)
+    _check(type(size) is int, name, "be an integer", repr(size), TypeError)
     _check(low <= size <= high, name, f"be in {low}..{high}", size)
 
 
 def _check_shape(name: str, array: Any, shape: Any) -> None:
-    _check(array.shape == shape, name, f"have shape {shape}", array.shape)
+    _check(np.shape(array) == shape, name, f"have shape {shape}", np.shape(array))
 
 
 def _check_features(X: Any) -> jax.Array:
@@ -503,12 +503,12 @@ def _check_axes(in_axes: Any, *inputs: Any) -> Any:
     _check(isinstance(in_axes, tuple), "in_axes", "be a tuple", in_axes, TypeError)
     axes = (*in_axes, 0) if len(in_axes) == 4 else in_axes
     s, sizes = ({np.shape(x)[:1] for x in jax.tree.leaves(i)} for i in inputs[::4])
-    _check(s != {()} or axes[0] != 0, "keys", "be many", "one key")
-    _check(sizes <= s or axes[::4] != (0, 0), "params", "be of s models", (sizes, s))
+    _check(s != {()} or axes[:1] != (0,), "keys", "be many", "one key")
+    _check(sizes <= s or axes[::4] != (0, 0), "params", "be of s models", sizes)
     try:
         jax.vmap(lambda keys, X, y, rates, params: 0, axes, out_axes=None)(*inputs)
     except ValueError as error:
-        _check(False, "in_axes", "fit the arguments", (in_axes, error))
+        _check(False, "in_axes", "fit the arguments", f"{in_axes}: {error}")
     return axes
 
 
