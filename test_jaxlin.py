@@ -1111,7 +1111,7 @@ ValueError | fit(k, X3.T, Y3, 0.1) | y; 2 rows; (10,); X.T
 ValueError | fit(k, X3, Y3, np.ones(9)) | learning_rate; (1000,); (9,); rates[start:
 TypeError | fit(k, X3, Y3, lambda i: 0.1) | learning_rate; function; schedule(jnp.arange
 ValueError | fit(k, X3, Y3, 0.1, num_steps=-1) | num_steps; 0..; -1
-TypeError | fit(k, X3, Y3, 0.1, batch_size=4.0) | batch_size; integer; 4.0
+TypeError | fit(k, X3, Y3, 0.1, batch_size=4.5) | batch_size; integer; 4.5
 TypeError | fit(k, X3, Y3, 0.1, params=(PARAMS, 0.1)) | params; losses = fit(...)
 TypeError | fit(k, X3, Y3, 0.1, loss="rmse") | loss; function; 'rmse'
 TypeError | fit_many([k, k], X3, Y3, 0.1) | keys; jnp.stack
