@@ -1366,16 +1366,16 @@ def run_script(script, cwd):
 
 
 def readme_scripts():
-    """Each block that imports the library; and all others, after the preamble.
-
-    The others run in one process, but none sees the names of another.
+    """The scripts of their own; all other blocks after the preamble, none of which sees
+    the names of another; and the same as one notebook, in one namespace.
     """
-    alone = [block for block in BLOCKS if IMPORT.search(block[0])]
-    others = [block for block in BLOCKS if block not in alone]
+    own = [block for block in BLOCKS if "# a script of its own" in block[0]]
+    page = [block for block in BLOCKS if block not in own]
     script = PREAMBLE + "names = {**globals()}\n"
-    for code, _ in others:
+    for code, _ in page:
         script += f"exec(compile({code!r}, {code[:40]!r}, 'exec'), {{**names}})\n"
-    return [*alone, (script, "".join(output for _, output in others))]
+    output = "".join(output for _, output in page)
+    return [*own, (script, output), ("".join(code for code, _ in page), output)]
 
 
 def changed(script, old, new):
