@@ -1103,7 +1103,6 @@ TypeError | predict(PARAMS, [[1, None]]) | X; list; Gaps: fill them
 TypeError | predict(PARAMS, np.ma.masked_array(X3, X3 > 0)) | X; Masked; Gaps: fill them
 ValueError | rmse(PARAMS, X3, Y3[:, None]) | y; (10,); (10, 1); y[:, 0]
 ValueError | rmse(PARAMS, X3, Y3[None]) | y; 10 rows; (1, 10); y[0]
-TypeError | rmse(PARAMS, X3, ["a"] * 10) | y; list; str_; codes for labels
 ValueError | sample_batch(k, X3, Y3, 11) | batch_size; 1..10; 11
 ValueError | jaxlin.step(PARAMS, X3, Y3, np.ones(2)) | learning_rate; (2,); jax.vmap
 ValueError | fit(jax.random.split(k, 3), X3, Y3, 0.1) | key; (3,); fit_many
