@@ -278,6 +278,7 @@ def test_integers_beyond_32_bits_are_floats(form):
 def test_only_float64_computes_in_float64(x64, dtype):
     X, y = X3.astype(dtype), Y3.astype(dtype)
     expected = {"float64" if dtype == "f8" else "float32"}
+    assert leaf_dtypes(jaxlin.r2_score(PARAMS, X, Y3.astype("f8"))) == expected
     rates = [0.1, np.float64(0.1), jnp.float32(0.1), np.full(3, 0.1)]
     for params, rate in itertools.product([None, PARAMS], rates):
         train = functools.partial(fit, num_steps=3, params=params)
@@ -1099,7 +1100,6 @@ TypeError | predict(PARAMS, SPARSE[0]) | X; csr_matrix; .toarray()
 TypeError | predict(PARAMS, SPARSE[1]) | X; BCOO; .todense()
 TypeError | predict(PARAMS, TEXT) | X; DataFrame; pd.get_dummies(..., dtype=float)
 TypeError | predict(PARAMS, np.full((3, 2), "2020", "M8[D]")) | X; datetime64; days
-TypeError | predict(PARAMS, [[1, None]]) | X; list; Gaps: fill them
 TypeError | predict(PARAMS, np.ma.masked_array(X3, X3 > 0)) | X; Masked; Gaps: fill them
 ValueError | rmse(PARAMS, X3, Y3[:, None]) | y; (10,); (10, 1); y[:, 0]
 ValueError | rmse(PARAMS, X3, Y3[None]) | y; 10 rows; (1, 10); y[0]
