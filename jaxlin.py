@@ -499,7 +499,7 @@ def _check_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def _check_axes(in_axes: Any, *inputs: Any) -> Any:
-    """in_axes with that of params. Keys and params (inputs[::4]) first, vmap the rest."""
+    """in_axes with that of params. Keys and params (inputs[::4]) first, then vmap."""
     _check(isinstance(in_axes, tuple), "in_axes", "be a tuple", in_axes, TypeError)
     axes = (*in_axes, 0) if len(in_axes) == 4 else in_axes
     s, sizes = ({np.shape(x)[:1] for x in jax.tree.leaves(i)} for i in inputs[::4])
