@@ -10,8 +10,6 @@ import itertools
 import os
 import pathlib
 import pickle
-import pydoc
-import random
 import re
 import shutil
 import socket
@@ -179,16 +177,17 @@ def numpy_residuals(params, X, y):
 
 
 def numpy_sgd(params, X, y, rates, batches):
-    """SGD on the RMSE in float64; batches: the row numbers of each step."""
+    """SGD on the RMSE in float64, of one model or many; batches: each step's rows."""
     w, b, X, y = (np.asarray(a, "f8") for a in (params["w"], params["b"], X, y))
     losses = []
     for rows, rate in zip(np.asarray(batches), rates, strict=True):
-        r = X[rows] @ w + b - y[rows]
-        loss = np.sqrt(np.mean(r**2))
+        r = np.einsum("...md,...d->...m", X[rows], w) + b[..., None] - y[rows]
+        loss = np.sqrt(np.mean(r**2, axis=-1))
         losses.append(loss)
-        w = w - rate * X[rows].T @ r / (len(rows) * loss)
-        b = b - rate * r.mean() / loss
-    return {"w": w, "b": b}, np.array(losses)
+        direction = r / (r.shape[-1] * loss[..., None])
+        w = w - rate * np.einsum("...md,...m->...d", X[rows], direction)
+        b = b - rate * direction.sum(axis=-1)
+    return {"w": w, "b": b}, np.stack(losses, axis=-1)
 
 
 def drawn_rows(model_key, start, num_steps, n, batch_size):
@@ -204,7 +203,7 @@ def drawn_rows(model_key, start, num_steps, n, batch_size):
 
 
 def stack(results):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *results)
 
 
 def leaf_dtypes(tree):
@@ -269,8 +268,7 @@ def test_door_takes_real_numbers_in_every_form(form):
 def test_integers_beyond_32_bits_are_floats(form):
     X = np.array([[2**40], [2**41]])
     params = {"w": np.ones(1), "b": 2.0**40}
-    predictions = predict(params, form(X))
-    assert predictions.tolist() == [2.0**41, 3 * 2.0**40]
+    assert predict(params, form(X)).tolist() == [2.0**41, 3 * 2.0**40]
     assert rmse(params, form(X), form(np.array([2**41, 3 * 2**40]))) == 0
 
 
@@ -304,22 +302,29 @@ CALLS = [
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_each_function_compiles_once_and_works_without_jit(call):
+def test_each_function_compiles_once(call):
     X, y = data(n=43, d=2)
     one, other = key(1), key(2)
     with compiles(1):
-        expected = call(one, X, y)
+        call(one, X, y)
     with compiles(0, traces=0):
         call(other, X + 1, y + 1)
+
+
+# fit_many calls all functions but two.
+@pytest.mark.parametrize("call", [CALLS[i] for i in (1, 4, 8)])
+def test_each_function_works_without_jit(call):
+    X, y = data(n=43, d=2)
+    expected = call(key(1), X, y)
     with jax.disable_jit():
-        assert_close(call(one, X, y), expected)
+        assert_close(call(key(1), X, y), expected)
 
 
 def test_functions_are_pickled_by_name_and_show_their_signature():
     for name in jaxlin.__all__:
         function = getattr(jaxlin, name)
         assert pickle.loads(pickle.dumps(function)) is function
-        assert f"{name}(" in pydoc.render_doc(function)
+        assert inspect.signature(function).parameters
     one, many = (inspect.signature(train).parameters for train in (fit, fit_many))
     assert all(one[name].default == many[name].default for name in one.keys() & many)
 
@@ -390,6 +395,8 @@ def test_w_and_b_may_be_numbers_in_every_form():
     expected = jaxlin.step(PARAMS, X3, Y3, 0.1)
     for w in [1, 1], (1.0, 1.0), jnp.ones(2), np.ones(2, int), np.ones(2, ">f4"):
         assert_equal(jaxlin.step({"w": w, "b": 0}, X3, Y3, 0.1), expected)
+    traced = jax.jit(lambda w: jaxlin.step({"w": w, "b": np.zeros(())}, X3, Y3, 0.1))
+    assert_close(traced(np.ones(2, "f4")), expected)
     each = {"w": [np.array([float(i), 0]) for i in range(2)], "b": [0.0, 0.0]}
     kept, _ = fit_many(keys(2), X3, Y3, 0.1, num_steps=0, params=each)
     assert kept["w"].tolist() == [[0, 0], [1, 0]]  # s is d: not to be transposed
@@ -463,10 +470,11 @@ def test_predict_asks_for_full_precision():
 @st.composite
 def problems(draw, *kinds):
     """(params, X, y) in float64: plain ones and the corners of linear regression."""
-    n, d = draw(st.sampled_from([(1, 1), (6, 3)]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    X, w, b = rng.normal(size=(n, d)), rng.normal(size=d), rng.normal()
-    kind = draw(st.sampled_from(["plain", "constant", "collinear", *kinds]))
+    X, noise, w, b = (rng.normal(size=shape) for shape in ((6, 3), 6, 3, ()))
+    kind = draw(st.sampled_from(["plain", "one row", "constant", "collinear", *kinds]))
+    if kind == "one row":
+        X[:], noise[:] = X[0], noise[0]
     if kind == "constant":
         X[:, 0] = 3.0
     if kind == "collinear":
@@ -474,7 +482,7 @@ def problems(draw, *kinds):
     if kind == "exact":  # without rounding, in whatever order it is computed
         X, w, b = np.round(4 * X), np.round(4 * w), np.round(4 * b)
     scale = {"tiny": 1e-200, "huge": 1e200}.get(kind, 1.0)
-    y = X @ w + b + (kind != "exact") * rng.normal(size=n)
+    y = X @ w + b + (kind != "exact") * noise
     return {"w": jnp.array(w * scale), "b": jnp.array(b * scale)}, X, y * scale
 
 
@@ -651,11 +659,7 @@ def ridge(params, X, y):
 
 
 LASSO_STEP = Partial(R.lasso_step, 0.4)
-PIECES = [
-    ((), 0, rmse, jaxlin.step),
-    ((2,), 5, ridge, jaxlin.step),
-    ((), 5, ridge, LASSO_STEP),
-]
+PIECES = [((), 0, rmse, jaxlin.step), ((2,), 5, ridge, LASSO_STEP)]
 
 
 @pytest.mark.parametrize(("t", "start", "loss", "step"), PIECES)
@@ -753,9 +757,9 @@ def momentum_state(params):
     return params, zeros, jnp.zeros_like(params["b"], jnp.int32)
 
 
-@pytest.mark.parametrize("many", [False, True])
-@pytest.mark.parametrize(("d", "t", "own"), [(1, (2,), True), (8, (), False)])
-def test_resuming_is_bit_for_bit_in_segments_of_two_steps_or_more(many, d, t, own):
+@pytest.mark.parametrize("case", [(False, 8, (), False), (True, 1, (2,), True)])
+def test_resuming_is_bit_for_bit_in_segments_of_two_steps_or_more(case):
+    many, d, t, own = case
     X, y = data(n=100, d=d, t=t)
     rates = np.linspace(0.3, 0.1, 6).astype("f4")
     train, k, s = (fit_many, keys(3), (3,)) if many else (fit, key(), ())
@@ -841,8 +845,7 @@ def shrunk(penalty, params, X, y):
 def test_what_is_held_compiles_once_maps_and_has_a_gradient(x64):
     X, y = (a.astype("f8") for a in data(n=46))
     train = functools.partial(fit_many, keys(2), X, y, 0.1, num_steps=9)
-    start = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
-    state = momentum_state(start)
+    state = momentum_state({"w": jnp.ones((2, 3)), "b": jnp.ones(2)})
 
     def hold(penalty_and_coefficient):
         penalty, coefficient = penalty_and_coefficient
@@ -853,8 +856,6 @@ def test_what_is_held_compiles_once_maps_and_has_a_gradient(x64):
     with compiles(1):
         path = [hold(each) for each in values]
     assert_close(jax.vmap(hold)(values), stack(path), 1e-12, 1e-14)
-    plain = train(params=start, loss=Partial(shrunk, 0.01))  # without momentum
-    assert_close((path[0][0][0], path[0][1]), plain, 1e-12, 1e-14)
     last_loss = lambda each: hold(each)[1][:, -1].sum()  # noqa: E731
     both = jax.jit(lambda each: slopes(last_loss, each, 1e-6))
     reverse, forward, differences = both(jnp.array([0.1, 0.5]))
@@ -876,9 +877,8 @@ def test_the_program_of_fit_is_one_scan(train):
 AXES = [  # whether params are given, too
     ((0, None, None, None), False),
     ((None, None, None, 0), True),
-    ((0, None, 0, None, None), True),
-    ((0, 1, 1, 0), False),
-    ((None, -1, None, None, 1), True),
+    ((0, 1, 1, None, None), True),
+    ((None, -1, None, 0, 1), True),
 ]
 
 
@@ -912,13 +912,15 @@ def test_fit_many_is_a_loop_of_fit(axes, given):
     assert_close(many, stack(loop))
 
 
-def test_fit_many_of_very_many_models_is_that_of_fewer():
-    """At these numbers some versions of XLA compile a mapped sum of squares wrongly."""
+def test_fit_many_of_very_many_models_is_numpy_sgd():
+    """At this number some versions of XLA compile a mapped sum of squares wrongly."""
     X, y = data(n=10, d=2)
-    train, many = functools.partial(fit_many, num_steps=3, batch_size=5), keys(32_769)
-    expected = [train(ks, X, y, 0.1)[1] for ks in many.reshape(3, -1)]
-    for s in (32_768, 32_769):
-        assert_close(train(many[:s], X, y, 0.1)[1], np.concatenate(expected)[:s])
+    params = {"w": np.ones((32_769, 2)), "b": np.ones(32_769)}
+    options = {"num_steps": 3, "batch_size": 5, "params": params}
+    trained = fit_many(keys(32_769), X, y, 0.1, **options)
+    rows = jax.jit(jax.vmap(lambda k: drawn_rows(k, 0, 3, 10, 5)))(keys(32_769))
+    batches = np.moveaxis(rows, 1, 0)
+    assert_close(trained, numpy_sgd(params, X, y, [0.1] * 3, batches))
 
 
 def test_a_model_for_each_column_finds_its_correlation():
@@ -996,17 +998,15 @@ def test_what_is_split_over_devices_gives_the_same_and_stays_on_its_mesh():
         params, first = train_many(ks, X, y, params=FIRST, in_axes=KEY_EACH)
         return first, train_many(ks, X, y, params=params, start=9)
 
-    def train(rows):
-        return train_one(key(), *rows), train_one(key(), *rows, params=FIRST)
-
     def train_each_and_one(ks):
         return train_many(ks, X, y), train_one(key(), X, y)
 
     set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
     calls = [  # the axes, the first JAX that can, and what is split
         (KEY_KINDS[-1], (0, 7), train_each_and_one, keys(8)),
-        ("Auto", (0, 7), train, rows),
-        ("Explicit", (0, 7), train, rows),
+        ("Auto", (0, 7), lambda rows: train_one(key(), *rows), rows),
+        ("Explicit", (0, 7), lambda rows: train_one(key(), *rows), rows),
+        ("Explicit", (0, 7), lambda rows: train_one(key(), *rows, params=FIRST), rows),
         ("Explicit", (0, 7), lambda rows: mse(FIRST, *rows), rows),
         ("Explicit", (0, 10), go_on, keys(8)),
         ("Explicit", (0, 10), rate_each, rates),
@@ -1224,9 +1224,8 @@ def test_skewed_noise_moves_the_intercept_of_rmse_but_not_of_mse():
     X, y = data(n=1000, d=2)
     y = y + np.random.default_rng(1).exponential(size=1000)
     b, rates = LINE.fit(X, y).intercept_, np.geomspace(0.1, 0.0001, 1000)
-    cases = (rmse, 1, -0.32), (rmse, 10, -0.08), (rmse, 100, -0.01), (mse, 1, 0)
-    for loss, m, by in cases:
-        params, _ = fit_many(keys(100), X, y, rates, batch_size=m, loss=loss)
+    for loss, m, by in ((rmse, 1, -0.32), (rmse, 10, -0.08), (mse, 1, 0)):
+        params, _ = fit_many(keys(50), X, y, rates, batch_size=m, loss=loss)
         assert_close(np.mean(params["b"]), b + by, 0, 0.01)
 
 
@@ -1292,11 +1291,11 @@ def test_rates_of_the_readme_miss_the_best_loss_by_less_than_a_hundredth(row):
         cells.append((Z, y, readme.rates_for(factor, Z, steps, m, rows, heights)))
         best.append(by_scikit_learn(model, Z, y.reshape(1000, -1)))
     (Z, y, rates), best = map(np.stack, zip(*cells, strict=True)), stack(best)
-    zeros = jax.tree.map(jnp.zeros_like, best)
+    zeros = jax.tree.map(np.zeros_like, best)
     options = {"num_steps": steps, "batch_size": m, "loss": loss, "params": zeros}
     found, _ = fit_many(key(), Z, y, rates, in_axes=(None, 0, 0, 0), **options)
     score = jax.vmap(mse if loss is rmse else loss)
-    end, least, none = (score(params, Z, y) for params in (found, best, zeros))
+    end, least, none = (np.array(score(p, Z, y)) for p in (found, best, zeros))
     assert np.all((end - least) / none < 0.01)
 
 
@@ -1365,16 +1364,23 @@ def run_script(script, cwd):
 
 
 def readme_scripts():
-    """The scripts of their own; all other blocks after the preamble, none of which sees
-    the names of another; and the same as one notebook, in one namespace.
+    """The scripts of their own; and all other blocks, each after the preamble.
+
+    None of these sees the names of another, nor changes those of the preamble: so all
+    of them run as one notebook, too.
     """
     own = [block for block in BLOCKS if "# a script of its own" in block[0]]
     page = [block for block in BLOCKS if block not in own]
     script = PREAMBLE + "names = {**globals()}\n"
     for code, _ in page:
-        script += f"exec(compile({code!r}, {code[:40]!r}, 'exec'), {{**names}})\n"
-    output = "".join(output for _, output in page)
-    return [*own, (script, output), ("".join(code for code, _ in page), output)]
+        script += (
+            f"own = {{**names}}\nexec(compile({code!r}, {code[:40]!r}, 'exec'), own)\n"
+        )
+        if not IMPORT.search(code):
+            script += "assert all(own[name] is names[name] for name in names)\n"
+    # The test of killed runs runs its script, too.
+    own = [block for block in own if "os.replace" not in block[0]]
+    return [*own, (script, "".join(output for _, output in page))]
 
 
 def changed(script, old, new):
@@ -1385,10 +1391,9 @@ def changed(script, old, new):
 @pytest.mark.beside
 def test_fit_many_in_two_processes_equals_one(tmp_path):
     script = recipe("distributed.initialize")
-    # alone: all models in each process; float32, after 1000 steps at a constant rate.
-    check = "assert (abs(last / alone[:, -1] - 1) < 1e-4).all()\n"
-    again = changed(script[script.index("mesh = ") :], "Auto", KEY_KINDS[-1]) + check
-    script += "_, alone = fit_many(keys, X, y, 0.1)\n" + check + again
+    # alone: all models in one process; float32, after 1000 steps at a constant rate.
+    script += "_, alone = fit_many(keys, X, y, 0.1)\n"
+    script += "assert (abs(last / alone[:, -1] - 1) < 1e-4).all()\n"
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         script = changed(script, ":9876", f":{probe.getsockname()[1]}")
@@ -1425,7 +1430,7 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(tmp_path):
     script = changed(recipe("os.replace"), "while done < 2000", "while done < 40_000")
     whole = changed(script, "num_steps=100", "num_steps=40_000")
     whole = changed(whole, "done += 100", "done += 40_000")
-    run, chance = tmp_path / "killed" / "run.npz", random.Random(0)
+    run, chance = tmp_path / "killed" / "run.npz", np.random.default_rng(0)
     run.parent.mkdir()
     run_script(whole, tmp_path)
 
@@ -1435,14 +1440,14 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(tmp_path):
     # A cache of its own: it may die while it writes what others would read.
     env = SCRIPT_ENV | {"JAX_COMPILATION_CACHE_DIR": str(run.parent)}
     options = {"cwd": run.parent, "env": env, "stdout": subprocess.DEVNULL}
-    for kills in range(4):
+    for kills in range(3):
         before = saved()
         worker = subprocess.Popen([sys.executable, "-c", script], **options)
-        while kills < 3 and worker.poll() is None:
+        while kills < 2 and worker.poll() is None:
             time.sleep(chance.uniform(0, 0.02))
             if saved() != before:
                 worker.kill()
-        assert worker.wait(60) == (0 if kills == 3 else -9)
+        assert worker.wait(60) == (0 if kills == 2 else -9)
         with np.load(run) as arrays:
             result = dict(arrays)  # a torn file raises here
     with np.load(tmp_path / "run.npz") as expected:
