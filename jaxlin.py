@@ -12,10 +12,10 @@ jax.lax.scan over `sample_batch` and `step`. All that guards it comes after `fit
 Shapes: n rows, d features, m batch rows, s models, t the target shape: () for y of
 shape (n,), (k,) for (n, k). Params are the dict {"w": (d, *t), "b": t}.
 
-X, y and rates are real numbers in JAX's or NumPy's arrays, data frames, lists. Float64
-X (under jax_enable_x64) computes in float64, any other in float32; y, rates, w and b
-follow it. Nothing broadcasts or is modified. Before anything runs, a TypeError tells of
-wrong kinds, and a ValueError of shapes and sizes.
+X, y and rates are real numbers in JAX's or NumPy's arrays, data frames, lists. X of
+float64 or wider, under jax_enable_x64, computes in float64, any other in float32; y,
+rates, w and b follow it. Nothing broadcasts or is modified. Before anything runs, a
+TypeError tells of wrong kinds, and a ValueError of shapes and sizes.
 """
 
 import functools
