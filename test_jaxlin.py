@@ -1222,8 +1222,8 @@ def test_skewed_noise_moves_the_intercept_of_rmse_but_not_of_mse():
     X, y = data(n=1000, d=2)
     y = y + np.random.default_rng(1).exponential(size=1000)
     b, rates = LINE.fit(X, y).intercept_, np.geomspace(0.1, 0.0001, 1000)
-    for loss, m, by in ((rmse, 1, -0.32), (rmse, 10, -0.08), (mse, 1, 0)):
-        params, _ = fit_many(keys(50), X, y, rates, batch_size=m, loss=loss)
+    for loss, by in ((rmse, -0.08), (mse, 0)):
+        params, _ = fit_many(keys(50), X, y, rates, batch_size=10, loss=loss)
         assert_close(np.mean(params["b"]), b + by, 0, 0.01)
 
 
@@ -1459,7 +1459,7 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(tmp_path):
 
 
 def test_t_intervals_of_averaged_runs_cover_the_truth():
-    """By the README's recipe: of 1,000 intervals of 95 %, 95 ± 0.7 % (5 sigma: 3.5)."""
+    """By the README's recipe: of 400 intervals of 95 %, 95 ± 1.1 % (5 sigma: 5.5)."""
     t_interval = recipe_functions("def t_interval").t_interval
 
     def of_data_set(key):
@@ -1468,9 +1468,9 @@ def test_t_intervals_of_averaged_runs_cover_the_truth():
         y = X @ jnp.array([3.0, 4.0]) + 5 + jax.random.normal(noise_key, (1000,))
         return t_interval(key, X, y)
 
-    low, high = jax.device_get(jax.lax.map(of_data_set, keys(1000, 1)))
+    low, high = jax.device_get(jax.lax.map(of_data_set, keys(400, 1)))
     share = np.mean((low <= [3, 4, 5]) & (high >= [3, 4, 5]), axis=0)
-    assert np.all(abs(share - 0.95) < 0.035), share
+    assert np.all(abs(share - 0.95) < 0.055), share
 
 
 def test_every_figure_of_the_readme_stands_in_a_block_or_a_test():
