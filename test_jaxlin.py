@@ -911,9 +911,9 @@ def test_fit_many_of_very_many_models_is_numpy_sgd():
     """At this number some versions of XLA compile a mapped sum of squares wrongly."""
     X, y = data(n=10, d=2)
     params = {"w": np.ones((32_769, 2)), "b": np.ones(32_769)}
-    options = {"num_steps": 3, "batch_size": 5, "params": params}
-    trained = fit_many(keys(32_769), X, y, 0.1, **options)
-    rows = jax.jit(jax.vmap(lambda k: drawn_rows(k, 0, 3, 10, 5)))(keys(32_769))
+    options, many = {"num_steps": 3, "batch_size": 5, "params": params}, keys(32_769)
+    trained = fit_many(many, X, y, 0.1, **options)
+    rows = jax.jit(jax.vmap(lambda k: drawn_rows(k, 0, 3, 10, 5)))(many)
     batches = np.moveaxis(rows, 1, 0)
     assert_close(trained, numpy_sgd(params, X, y, [0.1] * 3, batches))
 
