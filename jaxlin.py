@@ -178,7 +178,7 @@ def r2_score(params: Params, X: ArrayLike, y: ArrayLike) -> jax.Array:
     in_range = jnp.isfinite(error + spread) & (constant | (spread > least))
     ratio = error / jnp.where(constant, 1, spread)
     score = jnp.where(constant, perfect.astype(y.dtype), 1 - ratio)
-    return jnp.mean(jnp.where(in_range & (y.shape[0] > 1), score, jnp.nan))
+    return jnp.mean(jnp.where(in_range & (y.shape[0] != 1), score, jnp.nan))
 
 
 @_compiled
@@ -354,7 +354,7 @@ def fit_many(
     params, losses = jax.vmap(train, axes)(keys, X, y, learning_rate, params)
     # As many shared rates as models: is one for each step or for each model meant?
     s_rates = axes[3] is None and getattr(learning_rate, "shape", 0) == losses.shape[:1]
-    advice = "A rate for each model: in_axes=(0, None, None, 0)."
+    advice = "A rate a step: num_steps=len(rates); a model: in_axes=(0, None, None, 0)."
     _check(num_steps or not s_rates, "num_steps", "be given for s rates", None, advice)
     return params, losses
 
@@ -522,7 +522,7 @@ def _to_floats(name: str, value: Any) -> Any:
     dtype = array.dtype
     real = isinstance(dtype, np.dtype) and np.can_cast(dtype, np.longdouble)
     advice = "Objects: .astype(float). Text: pd.get_dummies(..., dtype=float). Dates: "
-    advice += "days since the first. Params: before X."
+    advice += "days since the first. Params come before X: predict(params, X)."
     _check(real, name, "be real numbers", (type(value), dtype.type), advice, TypeError)
     if isinstance(array, JAX_ARRAY):
         return array
