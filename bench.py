@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: MIT; the licence stands in full at the end of jaxlin.py.
 """Time jaxlin beside what one would use instead, on the same work, in one run.
 
-    python bench.py                 all tables, 10 rounds, in some minutes
-    python bench.py --quick         less of everything and 3 rounds, within one
-    python bench.py --tables AB     some of the tables
-    python bench.py --plot FILE     speed against the number of models, as a picture;
-                                    no tables but those that --tables names
-    python bench.py --json FILE     the numbers, to FILE as well
+    python bench.py                     all tables, 10 rounds, in some minutes
+    python bench.py --quick             less of everything and 3 rounds, within one
+    python bench.py --tables one many   some of the tables
+    python bench.py --plot FILE         speed against the number of models, a picture;
+                                        no tables but those that --tables names
 
-A is one model, B many models, C more features, D growth with each size and a sweep of
-penalties, E fresh processes and memory, F where an accelerator overtakes the CPU.
+The tables: one model; many models; features, more of them; growth with each size;
+accelerator, where one overtakes the CPU.
 `pip install '.[bench]'` brings the peers; the row of one that is missing says so.
 `pip install '.[examples]'` brings what draws the picture. Tables go to stdout,
 progress to stderr.
@@ -22,38 +21,31 @@ The rules of measurement:
   - All do the same work: SGD on the RMSE, in float32, rows drawn anew for each step,
     and the loss of each step kept (the plain jax.grad loop and scikit-learn keep none).
     Two minimise another loss: the rows of mse, at the same rate, and scikit-learn the
-    squared error of one row at a time. "Without scale" is the RMSE as one writes it
-    oneself, so that row shows what the scale in jaxlin.rmse costs.
+    squared error of one row at a time.
     A slow one takes fewer steps a call, as its row says; times are per step.
-  - All but lstsq start at zero params, and a call carries on from the last. In the end
-    the RMSE over all rows, in float64, is divided by that of least squares: above
-    TOLERANCE, for the worst of its models, a contestant is WRONG and shows no times.
+  - All start at zero params, and a call carries on from the last. In the end the RMSE
+    over all rows, in float64, is divided by that of least squares: above TOLERANCE,
+    for the worst of its models, a contestant is WRONG and shows no times.
 """
 
 import argparse
 import functools
 import itertools
-import json
 import os
-import pathlib
-import subprocess
 import sys
-import tempfile
 import time
 from importlib.metadata import distributions
 
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import Partial
 
 import jaxlin
 
 TOLERANCE = 1.25
 FLOOR = "numba, one thread"
-COLORS = ("#0072b2", "#4a90c4", "#8c5fb0", "#d55e00", "#00805c", "#555555")
+COLORS = ("#0072b2", "#4a90c4", "#8c5fb0", "#d55e00", "#555555")
 PEERS = ("optax", "torch", "scikit-learn", "numba")
 
 
@@ -164,19 +156,18 @@ def jaxlin_sgd(task, all_cores=False, loss=jaxlin.rmse):
 
 
 def own_rmse(params, X, y):
-    """As one writes it oneself: without the scale of jaxlin.rmse."""
+    """As one writes it oneself."""
     return jnp.sqrt(jnp.mean((X @ params["w"] + params["b"] - y) ** 2))
 
 
-def jaxlin_loop(task, compiled=False):
+def jaxlin_own_jit(task):
     """A Python loop over the pieces; each call takes the same keys, made beforehand."""
 
     def body(params, key, X, y):
         batch = jaxlin.sample_batch(key, X, y, task["batch"])
         return jaxlin.step(params, *batch, task["rate"])
 
-    body = jax.vmap(body, (0, 0, None, None)) if task["shape"] else body
-    body = jax.jit(body) if compiled else body
+    body = jax.jit(jax.vmap(body, (0, 0, None, None)) if task["shape"] else body)
     X, y, _, params = place(task)
     keys = list(jax.random.split(jax.random.key(0), (task["steps"], *task["shape"])))
     yield
@@ -246,34 +237,6 @@ def plain_loop(task):
             for name in params:
                 params[name] = params[name] - task["rate"] * np.asarray(gradient[name])
         yield params["w"], params["b"]
-
-
-def numpy_sgd(task):
-    """The closed-form gradient, with an axis of s in front if there are many models."""
-    X, y, m = task["X"], task["y"], np.float32(task["batch"])
-    shape, (w, b) = task["shape"], task["params"].values()
-    rng = np.random.default_rng(0)
-    yield
-    while True:
-        losses = np.empty((task["steps"], *shape), np.float32)
-        for i in range(task["steps"]):
-            rows = rng.integers(len(X), size=(*shape, task["batch"]), dtype=np.int32)
-            X_batch = X[rows]
-            residuals = np.matvec(X_batch, w) + b[..., None] - y[rows]
-            losses[i] = loss = np.sqrt(np.vecdot(residuals, residuals) / m)
-            scale = np.float32(task["rate"]) / (m * loss)
-            w = w - scale[..., None] * np.vecmat(residuals, X_batch)
-            b = b - scale * residuals.sum(axis=-1)
-        yield w, b
-
-
-def numpy_lstsq(task):
-    """No SGD: the whole problem, exactly, as one step."""
-    A = np.column_stack([task["X"], np.ones_like(task["y"])])
-    yield
-    while True:
-        *w, b = np.linalg.lstsq(A, task["y"])[0]
-        yield w, b
 
 
 def torch_sgd(task):
@@ -367,9 +330,7 @@ def compile_native(m, few, parallel):
 
 
 jaxlin_all_cores = functools.partial(jaxlin_sgd, all_cores=True)
-jaxlin_unscaled = functools.partial(jaxlin_sgd, loss=own_rmse)
 jaxlin_mse = functools.partial(jaxlin_sgd, loss=jaxlin.mse)
-jaxlin_own_jit = functools.partial(jaxlin_loop, compiled=True)
 optax_all_cores = functools.partial(optax_scan, all_cores=True)
 numba_all_cores = functools.partial(numba_loop, all_cores=True)
 
@@ -377,64 +338,61 @@ numba_all_cores = functools.partial(numba_loop, all_cores=True)
 # The tables. Each yields a title and rows for `show`, as often as it likes.
 
 
-def table_a(quick, rounds):
-    task = make_task()
-    yield f"A. One model: {describe(task)}", measure(one_model(task), rounds)
-
-
 def one_model(task):
     slow = task | {"steps": 300}
     return [
         ("jaxlin", task, jaxlin_sgd),
-        ("jaxlin, rmse without scale", task, jaxlin_unscaled),
         ("jaxlin, mse: another loss", task, jaxlin_mse),
         ("jaxlin, own jit", slow, jaxlin_own_jit),
-        ("jaxlin, composed by hand", slow, jaxlin_loop),
         ("optax in a scan", task, optax_scan),
         ("plain loop, jax.grad", slow, plain_loop),
-        ("NumPy loop", task, numpy_sgd),
         ("PyTorch loop", slow, torch_sgd),
         # A step of its own is a row: here one is as many as a batch has.
         ("scikit-learn SGDRegressor", task, sklearn_sgd),
         (FLOOR, task, numba_loop),
-        ("lstsq: all, as one step", task | {"steps": 1}, numpy_lstsq),
     ]
 
 
-def table_b(quick, rounds):
+def table_one(quick, rounds):
+    task = make_task()
+    yield f"One model: {describe(task)}", measure(one_model(task), rounds)
+
+
+def table_many(quick, rounds):
     task = make_task(steps=500, models=64 if quick else 1024)
     slow = task | {"steps": 100}
     entries = [
         ("jaxlin, all cores", task, jaxlin_all_cores),
         ("jaxlin, one device", task, jaxlin_sgd),
-        ("one device, rmse without scale", task, jaxlin_unscaled),
         ("one device, mse: another loss", task, jaxlin_mse),
         ("optax under vmap, one device", task, optax_scan),
         ("optax under vmap, all cores", task, optax_all_cores),
         ("PyTorch on the CPU", slow, torch_sgd),
-        ("NumPy loop", slow, numpy_sgd),
         (FLOOR, task, numba_loop),
         ("numba, all cores", task, numba_all_cores),
     ]
-    yield f"B. Many models: {describe(task)}", measure(entries, rounds)
+    yield f"Many models: {describe(task)}", measure(entries, rounds)
 
 
-def table_c(quick, rounds):
+def table_features(quick, rounds):
     for d in () if quick else (32, 256):
         # scikit-learn takes whole passes over the rows: here 64.
         task = make_task(n=10_000, d=d, batch=256, steps=2500)
-        yield f"C. One model: {describe(task)}", measure(one_model(task), rounds)
-    for d in (12,) if quick else (2, 12, 32):
+        yield (
+            f"More features, one model: {describe(task)}",
+            measure(one_model(task), rounds),
+        )
+    for d in (12,) if quick else (12, 16, 32):
         task = make_task(d=d, steps=500, models=64)
         entries = [
             ("jaxlin, one device", task, jaxlin_sgd),
             ("optax under vmap, one device", task, optax_scan),
             (FLOOR, task, numba_loop),
         ]
-        yield f"C. Many models: {describe(task)}", measure(entries, rounds)
+        yield f"More features: {describe(task)}", measure(entries, rounds)
 
 
-def table_d(quick, rounds):
+def table_growth(quick, rounds):
     axes = {
         "models": (1, 4, 16, 64, 256, 1024, 4096, 16_384),
         "steps": (5000, 20_000, 80_000, 200_000),
@@ -448,76 +406,11 @@ def table_d(quick, rounds):
             steps = min(5000, 2**18 // value) if axis == "models" else 5000
             task = make_task(**{"steps": steps, axis: value})
             entries.append((f"{axis} = {value:,}", task, jaxlin_sgd))
-        yield f"D. Growth with {axis}: jaxlin on one device", measure(entries, rounds)
-    yield "D. A sweep of penalties, 1,000 steps each", list(sweep())
+        yield f"Growth with {axis}: jaxlin on one device", measure(entries, rounds)
 
 
-def sweep():
-    """Penalties as data, or each in a function that compiles for itself."""
-    events = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: events.append(event)
-    )
-    X, y, key, _ = place(make_task())
-    penalties = np.geomspace(1e-4, 1, 100, dtype=np.float32)
-
-    def ridge(penalty, params, X, y):
-        return jaxlin.mse(params, X, y) + penalty * jnp.sum(params["w"] ** 2)
-
-    def train(bind, penalty):
-        return jaxlin.fit(key, X, y, 0.02, loss=bind(ridge, penalty))
-
-    ways = {"as data": (Partial, 100), "each compiled in": (functools.partial, 5)}
-    for name, (bind, count) in ways.items():
-        events.clear()
-        began = time.perf_counter()
-        jax.block_until_ready([train(bind, p) for p in penalties[:count]])
-        row = {"name": name, "penalties": count, "s": time.perf_counter() - began}
-        compiled = events.count("/jax/core/compile/backend_compile_duration")
-        yield row | {"compiled": compiled, "s each": row["s"] / count}
-
-
-def table_e(quick):
-    """Fresh processes without and with a compilation cache: time and memory."""
-    without = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    settings = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    models = 256 if quick else 4096
-    with tempfile.TemporaryDirectory() as cache:
-        settings["JAX_COMPILATION_CACHE_DIR"] = cache
-        rows = [
-            in_child("one model, no cache", without),
-            in_child("one model, cache empty", settings),
-            in_child("one model, cache filled", settings),
-            in_child(f"{models:,} models, no cache", without, models=models),
-        ]
-    yield "E. Fresh processes, 1,000 steps", rows
-
-
-def in_child(name, settings, **sizes):
-    """A row of what fresh_process prints in a Python process of its own."""
-    code = f"import bench; bench.fresh_process({time.time()}, {sizes})"
-    command, here = [sys.executable, "-c", code], pathlib.Path(__file__).parent
-    found = subprocess.check_output(command, cwd=here, env=os.environ | settings)
-    return {"name": name} | json.loads(found)
-
-
-def fresh_process(launched, sizes):
-    import resource
-
-    row = {"import s": time.time() - launched}
-    run = jaxlin_sgd(make_task(steps=1000, **sizes))
-    next(run)
-    row["first s"], _ = timed(run)
-    row["second s"], _ = timed(run)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on Linux
-    # Of the accelerator's own memory, where it counts that.
-    counted = jax.local_devices()[0].memory_stats() or {}
-    row["peak MB"] = counted.get("peak_bytes_in_use", 1024 * resident) / 2**20
-    print(json.dumps(row))
-
-
-def table_f(quick, rounds):
-    title = "F. Where an accelerator overtakes the CPU, by the number of models"
+def table_accelerator(quick, rounds):
+    title = "Where an accelerator overtakes the CPU, by the number of models"
     if jax.default_backend() == "cpu":
         yield title, [{"name": "accelerator", "note": "skipped: there is none"}]
         return
@@ -547,7 +440,6 @@ def plot(file, quick, rounds):
         "jaxlin, one device": jaxlin_sgd,
         "jaxlin, own jit": jaxlin_own_jit,
         "optax under vmap": optax_scan,
-        "NumPy loop": numpy_sgd,
         FLOOR: numba_loop,
     }
     counts = [4**power for power in range(4 if quick else 8)]
@@ -568,19 +460,24 @@ def plot(file, quick, rounds):
     figure.savefig(file, dpi=160)
 
 
+TABLES = {
+    "one": table_one,
+    "many": table_many,
+    "features": table_features,
+    "growth": table_growth,
+    "accelerator": table_accelerator,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="end within a minute")
-    parser.add_argument("--tables", help="some of ABCDEF; by default all, or the plot")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, help="some of them")
     parser.add_argument("--plot", metavar="FILE", help="draw speed by models to FILE")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE too")
     options = parser.parse_args()
-    names = options.tables or ("" if options.plot else "ABCDEF")
+    names = options.tables or ([] if options.plot else list(TABLES))
     quick, rounds = options.quick, 3 if options.quick else 10
     sys.stdout.reconfigure(line_buffering=True)
-    # First of all: on Linux a child's peak memory starts at that of its parent, which
-    # is still small, and the accelerator's memory is still free.
-    fresh = list(table_e(quick)) if "E" in names else []
     # One CPU device a core, for keys split over them. It was measured not to slow
     # what runs on one of them: they share one pool of threads.
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
@@ -588,19 +485,12 @@ def main():
     machine = {"jax": jax.print_environment_info(return_string=True)}
     machine |= {d.name: d.version for d in distributions() if d.name in PEERS}
     print("\n".join(f"{name:14}{value}" for name, value in machine.items()))
-    tables = {"A": table_a, "B": table_b, "C": table_c, "D": table_d}
-    tables |= {"E": lambda *_: fresh, "F": table_f}
-    if options.plot:
-        names, tables["P"] = names + "P", functools.partial(plot, options.plot)
-    results = {}
-    for name in sorted(set(names) & tables.keys()):
+    tables = [TABLES[name] for name in TABLES if name in names]
+    tables += [functools.partial(plot, options.plot)] if options.plot else []
+    for table in tables:
         jax.clear_caches()  # so that first calls compile
-        for title, rows in tables[name](quick, rounds):
+        for title, rows in table(quick, rounds):
             show(title, rows)
-            results[title] = rows
-    if options.json:
-        found = {"machine": machine, "tables": results}
-        pathlib.Path(options.json).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,23 @@
     rmse, mse     the losses                fit           many steps of one model
     r2_score      R², 1 at best             fit_many      fit, for many models at once
 
-Copy this file: it needs jax alone; `python -m jaxlin` demonstrates it. It reads from
-`init_params` down to `fit_many` without a detour. Behind them stand the pieces that
-they share, the door for what comes from outside JAX (`_to_jax`), the checks, the demo.
+Copy this file: it needs jax alone; `python -m jaxlin` demonstrates it. Start reading at
+`init_params`: from there to `fit_many` there is no detour. Behind them stand the pieces
+that they share (`_as_...` while tracing), the door for what comes from outside JAX
+(`_to_...`, before tracing), the checks, the demo.
 
 Shapes: n rows, d features, m batch rows, s models, t the target shape: () for y of
 shape (n,), (k,) for (n, k). Params are the dict {"w": (d, *t), "b": t}.
 
 X, y and rates are real numbers in JAX's or NumPy's arrays, data frames, lists. X of
 float64 or wider, under jax_enable_x64, computes in float64, any other in float32; y,
-rates, w and b follow it. Nothing broadcasts or is modified. Before anything runs, a
-TypeError tells of wrong kinds, and a ValueError of wrong shapes and sizes.
+rates, w and b follow it. y never broadcasts against predictions, and no input is
+modified. Before anything runs, a TypeError tells of wrong kinds, and a ValueError of
+wrong shapes and sizes.
 """
 
 import functools
 import inspect
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -44,7 +45,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _barrier: Any = jax.lax.optimization_barrier
 JAX_ARRAY = (jax.Array, jax.core.Tracer)  # from JAX 0.12 on a tracer is no Array
-# Part of the program, which compiles anew for other values; all else is data.
+
+# Part of the program: another value compiles anew. (So does another function.)
 STATIC = {"num_features", "target_shape", "dtype", "num_steps", "batch_size", "in_axes"}
 
 
@@ -58,9 +60,9 @@ def _compiled(function: Function) -> Function:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         given = dict(zip(positional, args, strict=False)) | kwargs
-        once = len(given) == len(args) + len(kwargs)
-        if not once or not required <= given.keys() <= parameters.keys():
-            return function(*args, **kwargs)  # Python says what does not fit
+        complete = required <= given.keys() <= parameters.keys()
+        if not complete or len(given) < len(args) + len(kwargs):
+            return function(*args, **kwargs)  # raises, in Python's own words
         # By name, so that a call by position and one by keyword share a program.
         return jitted(**{name: _to_jax(name, given[name]) for name in given})
 
@@ -77,7 +79,7 @@ def init_params(
 ) -> dict[str, jax.Array]:
     """Draw normal params: w ~ N(0, 1/d) and b ~ N(0, 1).
 
-    So predictions from features of size 1 are of size 1, whatever their number.
+    So predictions from features of size 1 are of size 1, however many there are.
 
     Args:
       key: a random key; it is consumed.
@@ -88,7 +90,10 @@ def init_params(
     {'b': (), 'w': (2,)}
     """
     _check_size("num_features", num_features, 1)
-    _check_size("target_shape", min(target_shape, default=1), 1)
+    several = isinstance(target_shape, tuple)
+    _check(several, "target_shape", "be a tuple", target_shape, kind=TypeError)
+    for size in target_shape:
+        _check_size("target_shape", size, 1)
     floating = jnp.issubdtype(dtype, jnp.floating)
     _check(floating, "dtype", "be a floating-point one", dtype, kind=TypeError)
     wide = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
@@ -109,14 +114,15 @@ def predict(params: Params, X: ArrayLike) -> jax.Array:
     Array([12., 13.], dtype=float32)
     """
     X = _as_features(X)
-    ok = _is_linear(params)
+    ok = _has_w_and_b(params)
     advice = "Two come from fit: params, losses = fit(...)."
     _check(ok, "params", 'be a dict of "w" and "b"', params, advice, TypeError)
     w, b = (jnp.asarray(params[name], X.dtype) for name in ("w", "b"))
     advice = "A row for each column of X. Many models: jax.vmap(predict, (0, None)). "
     advice += "If the loss takes a column (weights, offset): give params without it."
     _check_shape('params["w"]', w, (X.shape[1], *b.shape), advice)
-    # By default an accelerator would round the factors to about three digits.
+    # By default an accelerator would round the factors to about three digits. And b
+    # is not promoted from its rank, which some users let JAX refuse.
     return jnp.tensordot(X, w, axes=1, precision="highest") + b[None]
 
 
@@ -125,8 +131,9 @@ def mse(params: Params, X: ArrayLike, y: ArrayLike) -> jax.Array:
     """Mean squared error: mean((X @ w + b - y)²), in the squared units of y.
 
     As a loss it is least squares, for batches of any size. Its learning rate has no
-    unit of y; the features limit it, to well below 1 / mean(|x|² + 1) for one target
-    and k times that for k, whose mean it is.
+    unit of y: the features limit it, to well below k / mean(|x|² + 1) for k targets.
+    Float32 can square errors from 1e-19 to 1e19: choose the unit of y so. Sums over 10⁷
+    rows want float64.
 
     >>> mse({"w": [1.0], "b": 0.0}, [[3], [4]], [0, 0])
     Array(12.5, dtype=float32)
@@ -140,11 +147,10 @@ def rmse(params: Params, X: ArrayLike, y: ArrayLike) -> jax.Array:
 
     The gradient in w is Xᵀ r / (n rmse) for residuals r of one target, and 0 at a
     perfect fit. As a loss it makes steps that do not grow with the errors: b moves by
-    at most the learning rate, which is in units of y. Where the noise is skewed it is
-    not least squares, which `mse` is.
+    at most the learning rate, which is in units of y. On batches whose noise is skewed
+    it ends beside least squares, as `mse` does not.
 
-    Args: as for `predict`, and targets y, (n, *t). Float32 can square errors from 1e-19
-    to 1e19: choose the unit of y so. Sums over 10⁷ rows want float64.
+    Args: as for `predict`, and targets y, (n, *t).
 
     >>> rmse({"w": [1.0], "b": 0.0}, [[3], [4]], [0, 0])
     Array(3.535534, dtype=float32)
@@ -168,17 +174,19 @@ def r2_score(params: Params, X: ArrayLike, y: ArrayLike) -> jax.Array:
     """
     residuals = _residuals(params, X, y)
     y = jnp.asarray(y, residuals.dtype)
-    # Less its first row, a constant target is exactly 0 and a distant one keeps digits.
-    deviations = y - y[:1]
+    # Less its least, a constant target is exactly 0 and a distant one keeps its digits.
+    deviations = y - jnp.min(y, axis=0, keepdims=True)
     deviations = deviations - jnp.mean(deviations, axis=0, keepdims=True)
-    error, spread = (jnp.mean(x**2, axis=0) for x in (residuals, deviations))
-    constant, perfect = (jnp.all(x == 0, axis=0) for x in (deviations, residuals))
-    # From there on, what squares below tiny are rounded to does not show in the ratio.
+    error = jnp.mean(residuals**2, axis=0)
+    spread = jnp.mean(deviations**2, axis=0)
+    perfect = jnp.all(residuals == 0, axis=0)
+    constant = jnp.all(deviations == 0, axis=0)
+    # From this spread on, squares that the dtype flushes to 0 cannot change the ratio.
     least = np.finfo(y.dtype).tiny / np.finfo(y.dtype).eps
-    in_range = jnp.isfinite(error + spread) & (constant | (spread > least))
+    known = jnp.isfinite(error + spread) & (constant | (spread > least))
     ratio = error / jnp.where(constant, 1, spread)
     score = jnp.where(constant, perfect.astype(y.dtype), 1 - ratio)
-    return jnp.mean(jnp.where(in_range & (y.shape[0] != 1), score, jnp.nan))
+    return jnp.mean(jnp.where(known & (y.shape[0] != 1), score, jnp.nan))
 
 
 @_compiled
@@ -204,8 +212,9 @@ def sample_batch(
     n, d = X.shape
     _check_size("batch_size", batch_size, 1, n)
     rows = _draw_rows(key, n, batch_size)
-    X_batch, y_batch = (a.at[rows].get(out_sharding=_explicit(a, rows)) for a in (X, y))
-    if d < 8:  # a CPU is faster by columns; the barrier keeps them so
+    X_batch = X.at[rows].get(out_sharding=_replicated(X, rows))
+    y_batch = y.at[rows].get(out_sharding=_replicated(y, rows))
+    if d < 8:  # by columns, which a CPU reads faster; XLA would undo it but for this
         X_batch = _barrier(X_batch.T).T
     return X_batch, y_batch
 
@@ -226,8 +235,9 @@ def step(
       learning_rate: a scalar.
       loss: a function (params, X, y) -> scalar.
 
-    Returns the new params, and the loss before the update. It raises where devices
-    under jax.shard_map would add up the gradients of losses that differ between them.
+    Returns the new params, and the loss before the update. Under jax.shard_map it
+    raises if the loss differs between devices and params do not: JAX would add up the
+    gradients of all of them.
 
     >>> params, loss = step({"w": [1.0], "b": 0.0}, [[1]], [3], 0.5)
     >>> print(params["w"], params["b"], loss)
@@ -235,11 +245,15 @@ def step(
     """
     advice = "Many steps: fit. Many models: jax.vmap. A schedule: schedule(i)."
     _check_shape("learning_rate", learning_rate, (), advice)
-    params = _as_arrays(params)
+    X, y = _as_data(X, y)
+    params = _reshard(_as_arrays(params), X)
     value, gradient = jax.value_and_grad(loss)(params, X, y)
     _check_devices(params, value)
-    changes = jax.tree.map(lambda g: jnp.asarray(learning_rate, g.dtype) * g, gradient)
-    return jax.tree.map(operator.sub, params, changes), value
+
+    def update(p: jax.Array, g: jax.Array) -> jax.Array:
+        return p - jnp.asarray(learning_rate, g.dtype) * g
+
+    return jax.tree.map(update, params, gradient), value
 
 
 @_compiled
@@ -261,29 +275,33 @@ def fit(
     The key is split in two, for init_params and for the batches; step i draws its batch
     with fold_in(batch_key, i). So training resumes bit for bit: one call of 500 steps
     equals a call of 200, then one of 300 with the same key, the params that the first
-    returned, and start=200. (Calls of a single step may differ in the last bit.)
+    returned, and start=200. (In calls of a single step, and in rates that a schedule
+    computes, the last bit may differ.)
 
     Args:
       key: a random key, used again only to resume; under jax.vmap not an rbg one.
       X, y: features and targets, (n, d) and (n, *t).
       learning_rate: a scalar; or a rate for each step, (num_steps,); or a schedule, a
-        function from the numbers of the steps, int32, to their rates, as optax's are.
+        function from the number of a step, int32, to its rate, as optax's are. It is
+        mapped over start, start + 1, ...
       num_steps: 0 or more; by default as many as there are rates, 1,000 for a scalar
         or a schedule.
       batch_size: 1 to n; by default 100, or n if that is less.
       params: the first params; by default a draw of init_params.
-      start: the number of the first step. It chooses batches and scheduled rates: to go
-        on from params without it is to meet the first batches again.
+      start: the number of the first step. It chooses the batches, and the rates of a
+        schedule (an array of rates begins at its first): going on from params without
+        it meets the first batches again.
       loss: a function (params, X, y) -> scalar.
       step: a function (params, X, y, learning_rate, loss) -> (params, loss). Its params
-        may be any pytree; the first must be given if it is not w and b alone.
+        may be any pytree (of which w and b side by side are made arrays of X's dtype);
+        then give the first one as `params`.
 
     Returns the params, and the loss before each update, (num_steps,).
 
     Rates are data: a new value compiles nothing, can be mapped, has a gradient. So is
     what a loss, step or schedule holds as jax.tree_util.Partial(function, value). All
-    else that it reads is frozen at its first compile: globals, closures, attributes of
-    an object, arrays in a functools.partial. A function defined anew compiles anew.
+    else that such a function reads is frozen at its first compile: globals, closures,
+    attributes, arrays in a functools.partial. A function defined anew compiles anew.
 
     >>> X = jnp.arange(8.0)[:, None]
     >>> fit(jax.random.key(0), X, X[:, 0] + 1, 0.1)[1].shape
@@ -291,20 +309,21 @@ def fit(
     """
     X, y = _as_data(X, y)
     n, d = X.shape
-    steps, rates = _number_steps(start, num_steps, learning_rate, X.dtype)
+    numbers, rates = _numbers_and_rates(start, num_steps, learning_rate, X.dtype)
     batch_size = min(100, n) if batch_size is None else batch_size
 
     init_key, batch_key = jax.random.split(key)
     if params is None:
         params = init_params(init_key, d, target_shape=y.shape[1:], dtype=X.dtype)
-    params = _reshard(_as_arrays(params, X.dtype), batch_key, rates)
+    params = _as_arrays(params, X.dtype)
+    params = _reshard(params, batch_key, rates)
 
-    def body(params: Params, step_and_rate: Any) -> tuple[Params, jax.Array]:
-        i, rate = step_and_rate
+    def body(params: Params, number_and_rate: Any) -> tuple[Params, jax.Array]:
+        i, rate = number_and_rate
         batch = sample_batch(jax.random.fold_in(batch_key, i), X, y, batch_size)
         return step(params, *batch, rate, loss)
 
-    return jax.lax.scan(body, params, (steps, rates))
+    return jax.lax.scan(body, params, (numbers, rates))
 
 
 @_compiled
@@ -329,7 +348,7 @@ def fit_many(
     Args:
       keys: s random keys, as jax.random.split(key, s) makes them; not rbg ones.
       in_axes: the axis of s in keys, X, y, learning_rate and params, None for what all
-        share; params have axis 0 where it names four.
+        share. The fifth, that of params, is 0 by default.
           (0, None, None, 0)            a rate for each model
           (None, None, None, 0)         the same, and one key for all
           (0, 0, 0, None)               a data set for each model
@@ -352,28 +371,21 @@ def fit_many(
         return fit(key, X, y, learning_rate, params=params, **options)
 
     params, losses = jax.vmap(train, axes)(keys, X, y, learning_rate, params)
-    # As many shared rates as models: is one for each step or for each model meant?
+    # Still while tracing: is one for each step or one for each model meant?
     s_rates = axes[3] is None and getattr(learning_rate, "shape", 0) == losses.shape[:1]
-    advice = "A rate a step: num_steps=len(rates); a model: in_axes=(0, None, None, 0)."
-    _check(num_steps or not s_rates, "num_steps", "be given for s rates", None, advice)
+    clear = num_steps is not None or not s_rates
+    advice = f"One for each model: in_axes={(*axes[:3], 0, *in_axes[4:])}."
+    wanted = "be given where there are as many shared rates as models"
+    _check(clear, "num_steps", wanted, num_steps, advice)
     return params, losses
-
-
-def _is_linear(params: Params) -> bool:
-    return isinstance(params, dict) and "w" in params and "b" in params
-
-
-def _as_arrays(params: Params, dtype: Any = None) -> Params:
-    """Params with w and b as arrays of floats, lists stacked; other pytrees as is."""
-    if not _is_linear(params):
-        return params
-    # / 1 makes floats of integers.
-    return params | {k: jnp.asarray(params[k], dtype) / 1 for k in ("w", "b")}
 
 
 def _as_features(X: Any) -> jax.Array:
     ok = X.ndim == 2 and 0 not in X.shape
-    advice = "A feature: X[:, None]. A row: X[None]. Stacks: in_axes=(0, 0, 0, None)."
+    advice = (
+        "A feature: X[:, None]. A row: X[None]. Stacks: jax.vmap, or fit_many with "
+    )
+    advice += "in_axes=(0, 0, 0, None)."
     _check(ok, "X", "be (n, d), both above 0", X.shape, advice)
     return jnp.asarray(X, float if X.dtype == jnp.float64 else jnp.float32)
 
@@ -381,9 +393,13 @@ def _as_features(X: Any) -> jax.Array:
 def _as_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
     X = _as_features(X)
     ok = y.shape[:1] == X.shape[:1] and 0 not in y.shape
-    advice = "Rows come first: X.T, y.T or y[0]. Stacks: in_axes=(0, 0, 0, None)."
+    advice = "Rows come first: X.T, y.T or y[0]. Stacks: fit_many's in_axes, jax.vmap."
     _check(ok, "y", f"have {X.shape[0]} rows, as X has, and a target", y.shape, advice)
     return X, jnp.asarray(y, X.dtype)
+
+
+def _has_w_and_b(params: Params) -> bool:
+    return isinstance(params, dict) and "w" in params and "b" in params
 
 
 def _residuals(params: Params, X: Any, y: Any) -> Any:
@@ -396,7 +412,15 @@ def _residuals(params: Params, X: Any, y: Any) -> Any:
     return predictions - y
 
 
-def _number_steps(start: Any, num_steps: Any, rates: Any, dtype: Any) -> Any:
+def _as_arrays(params: Params, dtype: Any = None) -> Params:
+    """Params with w and b as arrays of floats, lists stacked; other pytrees as is."""
+    if not _has_w_and_b(params):
+        return params
+    # / 1 makes floats of integers.
+    return params | {k: jnp.asarray(params[k], dtype) / 1 for k in ("w", "b")}
+
+
+def _numbers_and_rates(start: Any, num_steps: Any, rates: Any, dtype: Any) -> Any:
     """The numbers of the steps, int32, and their rates: (num_steps,) both."""
     start = jnp.asarray(start)
     integer = jnp.issubdtype(start.dtype, jnp.integer)
@@ -405,13 +429,13 @@ def _number_steps(start: Any, num_steps: Any, rates: Any, dtype: Any) -> Any:
     if num_steps is None:
         num_steps = 1000 if callable(rates) or not rates.shape else rates.shape[0]
     _check_size("num_steps", num_steps, 0)
-    steps = start.astype(jnp.int32) + jnp.arange(num_steps, dtype=jnp.int32)
-    rates = jnp.asarray(rates(steps) if callable(rates) else rates, dtype)
+    numbers = start.astype(jnp.int32) + jnp.arange(num_steps, dtype=jnp.int32)
+    rates = jnp.asarray(jax.vmap(rates)(numbers) if callable(rates) else rates, dtype)
     rates = rates if rates.shape else jnp.full(num_steps, rates)
     advice = "Set num_steps, or take rates[start:start + num_steps]. A rate for each "
     advice += "model: fit_many with in_axes=(0, None, None, 0), or jax.vmap."
     _check_shape("learning_rate", rates, (num_steps,), advice)
-    return steps, rates
+    return numbers, rates
 
 
 def _five_axes(in_axes: Any, keys: jax.Array, rates: Any, params: Params) -> Any:
@@ -420,19 +444,22 @@ def _five_axes(in_axes: Any, keys: jax.Array, rates: Any, params: Params) -> Any
     advice = "Axes of s models in keys, X, y, rates and params, None where shared."
     _check(ok, "in_axes", "be a tuple of 4 or 5", in_axes, advice, TypeError)
     axes = (*in_axes, 0)[:5]
-
+    key_axis, _, _, rate_axis, params_axis = axes
     advice = "jax.random.split(key, s) makes s of one."
-    _check(keys.shape or axes[0] is None, "keys", "be many", "one key", advice)
+    _check(keys.shape or key_axis is None, "keys", "be many", "one key", advice)
+    shared = keys.shape == () or key_axis is not None
+    _check(shared, "keys", "be one, if in_axes has None", keys.shape, "Or 0 for them.")
     rbg = keys.shape and "rbg" in str(jax.random.key_impl(keys))
     advice = 'jax.random.key(seed, impl="threefry2x32") makes others.'
     _check(not rbg, "keys", "not be rbg, which may draw alike", keys, advice, TypeError)
-    one = axes[3] is not None and getattr(rates, "shape", None) == ()
+    one = rate_axis is not None and getattr(rates, "shape", None) == ()
     advice = "One for all: None in in_axes."
     _check(not one, "learning_rate", "be many", "one rate", advice)
-    if axes[0] == axes[4] == 0:
+    if params_axis == 0:
         sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
-        advice = "One for all: in_axes=(0, None, None, None, None)."
-        _check(sizes <= {keys.shape[:1]}, "params", "be of s models", sizes, advice)
+        ok = () not in sizes and (key_axis != 0 or sizes <= {keys.shape[:1]})
+        advice = f"One for all: in_axes={(*axes[:4], None)}."
+        _check(ok, "params", "be of s models", sizes, advice)
     return axes
 
 
@@ -445,60 +472,71 @@ def _draw_rows(key: jax.Array, n: int, m: int) -> Any:
     data = jax.random.key_data(key)
     a, b = data[0], data[-1]  # of keys of other kinds, of one to four words, too
     words = (a, b, a ^ b ^ 0x1BD11BDA)
-    counts = jnp.arange(m + -m % 8, dtype=jnp.uint32)  # whole vectors for a CPU
-    x, y = a, b + counts
+    padded = m + -m % 8  # to whole vectors of a CPU
+    left, right = a, b + jnp.arange(padded, dtype=jnp.uint32)
     for i in range(1, 6):
         for turn in (13, 15, 26, 6) if i % 2 else (17, 29, 16, 24):
-            x = x + y
-            y = (y << turn | y >> (32 - turn)) ^ x
-        x, y = x + words[i % 3], y + words[(i + 1) % 3] + i
-    # Without barriers XLA draws a row's bits again for each element it gathers.
-    return _barrier(_barrier(x)[:m] % n)
+            left = left + right
+            right = (right << turn | right >> (32 - turn)) ^ left
+        left, right = left + words[i % 3], right + words[(i + 1) % 3] + i
+    # The inner barrier lets XLA hash whole vectors; without the outer one it would draw
+    # a row's bits again for each element that it gathers.
+    return _barrier(_barrier(left)[:m] % n)
 
 
-def _explicit(*arrays: Any) -> NamedSharding | None:
-    """All of a mesh, if an array is on its Explicit axes, where JAX asks for it."""
+def _replicated(*arrays: Any) -> NamedSharding | None:
+    """Whole on each device of the mesh whose Explicit axes an array is on, if any is.
+
+    There JAX wants to be told where what is gathered goes.
+    """
     meshes = (jax.typeof(x).sharding.mesh for x in arrays)
     mesh = next((m for m in meshes if AxisType.Explicit in m.axis_types), None)
     return mesh and NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
 
 
 def _reshard(params: Params, *arrays: Any) -> Params:
-    """Params on the mesh of arrays on Explicit axes, where a scan wants its carry."""
-    sharding, reshard = _explicit(*arrays), cast(Any, jax.sharding.reshard)
+    """Params on the mesh of arrays on Explicit axes: a scan's carry must stay there."""
+    sharding, reshard = _replicated(*arrays), cast(Any, jax.sharding.reshard)
     return jax.tree.map(lambda p: reshard(p, sharding), params) if sharding else params
 
 
 def _to_jax(name: str, value: Any) -> Any:
-    """The door: an argument from outside JAX, as jit takes it; NumPy's are copied."""
-    # Shapes and sizes are checked while tracing, where that costs nothing.
+    """The door: an argument from outside JAX, as jit takes it.
+
+    NumPy's arrays are copied, as JAX may read them later than the call. Shapes and
+    sizes are checked while tracing, where that costs nothing.
+    """
     if name in STATIC:
-        return _to_static(name, value)
+        return _to_python(name, value)
     if name in ("key", "keys"):
         return _to_keys(name, value)
     if name in ("X", "y") or (name == "learning_rate" and not callable(value)):
         return _to_floats(name, value)
     if name == "start" and not isinstance(value, jax.core.Tracer):
-        value = _to_static(name, value)
+        value = _to_python(name, value)
         _check_size(name, value, 0, 2**32 - 1)
         return np.uint32(value)
     if name in ("loss", "step"):
-        _check(callable(value), name, "be a function", repr(value), kind=TypeError)
+        got = "" if callable(value) else repr(value)
+        _check(not got, name, "be a function", got, kind=TypeError)
     ready = all(isinstance(leaf, JAX_ARRAY) for leaf in jax.tree.leaves(value))
     return value if ready else jax.tree.map(_to_leaf, value)
 
 
-def _to_static(name: str, value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return tuple(_to_static(name, part) for part in value)
+def _to_python(name: str, value: Any) -> Any:
     traced = isinstance(value, jax.core.Tracer)
     _check(not traced, name, "be known while tracing", value, kind=TypeError)
-    scalar = isinstance(value, (np.generic, jax.Array)) and value.ndim == 0
-    return value.item() if scalar else value
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return tuple(_to_python(name, part) for part in value)
+    return value
 
 
 def _to_keys(name: str, value: Any) -> Any:
-    advice = "jax.random.key(seed) makes one, jnp.stack joins many. Of many: fit_many."
+    advice = (
+        "jax.random.key(seed) makes one. Many: jax.vmap, fit_many; jnp.stack of a list."
+    )
     if not isinstance(value, JAX_ARRAY) or isinstance(value.dtype, np.dtype):
         legacy = getattr(value, "dtype", None) == np.uint32 and value.shape
         _check(legacy, name, "come from jax.random", value, advice, TypeError)
@@ -526,21 +564,24 @@ def _to_floats(name: str, value: Any) -> Any:
     _check(real, name, "be real numbers", (type(value), dtype.type), advice, TypeError)
     if isinstance(array, JAX_ARRAY):
         return array
-    return array.astype("f4" if name == "X" and dtype.char not in "dg" else "f8")
+    wide = dtype.type in (np.float64, np.longdouble)  # in any byte order
+    # y and rates follow X while tracing.
+    return array.astype(np.float32 if name == "X" and not wide else np.float64)
 
 
 def _to_leaf(x: Any) -> Any:
     if callable(x):
-        hash(x)  # jit compiles by it
+        hash(x)  # raises here, not at the second call, where it has none
         return Partial(x)  # type: ignore[no-untyped-call]
-    # jit does not look at the byte order of what it knows. All else is JAX's to judge.
-    return x.astype(x.dtype.newbyteorder("=")) if type(x) is np.ndarray else x
+    if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
+        return np.array(x, x.dtype.newbyteorder("="))  # jit takes the order for granted
+    return x  # which JAX judges
 
 
 def _check(
     ok: Any, name: str, wanted: str, got: Any, advice: str = "", kind: Any = ValueError
 ) -> None:
-    """Every error of this file: what is wrong, and the next move."""
+    """Every error of this file: what is wanted, what came, and what to do."""
     if not ok:
         raise kind(f"{name} must {wanted}; got {got!s:.300}. {advice}".rstrip())
 
@@ -556,7 +597,7 @@ def _check_shape(name: str, array: Any, shape: Any, advice: str = "") -> None:
 
 
 def _check_devices(params: Params, loss: jax.Array) -> None:
-    """Under jax.shard_map the gradients in what devices share are added up."""
+    """Under jax.shard_map JAX adds up the gradients in what devices share."""
     advice = (
         'jax.lax.pcast(params, axes, to="varying"). One model: jax.lax.pmean its loss.'
     )
@@ -569,7 +610,8 @@ def _check_devices(params: Params, loss: jax.Array) -> None:
 def _varying_axes(x: Any) -> Any:
     """The axes of jax.shard_map over which x differs; none where JAX does not tell."""
     aval: Any = jax.typeof(x)
-    return getattr(getattr(aval, "mat", aval), "varying", getattr(aval, "vma", set()))
+    in_older_jax: Any = getattr(aval, "vma", frozenset())
+    return getattr(getattr(aval, "mat", None), "varying", in_older_jax)
 
 
 def main() -> None:
