@@ -384,12 +384,15 @@ def test_door_takes_legacy_keys():
 
 
 def test_lists_are_tuples_and_the_integers_of_numpy_and_jax_are_sizes():
-    train = functools.partial(fit_many, keys(2), X3, Y3)
-    expected = train(np.ones(2), in_axes=(0, None, None, 0), num_steps=3, batch_size=4)
     sizes = {"num_steps": np.int64(3), "batch_size": jnp.int32(4)}
-    with compiles(0):
-        assert_equal(train(np.ones(2), in_axes=[0, None, None, 0], **sizes), expected)
-    shapes = jax.tree.map(np.shape, init_params(key(), np.int8(2), target_shape=[3]))
+
+    def losses(keys):
+        return fit_many(keys, X3, Y3, np.ones(2), in_axes=[0, None, None, 0], **sizes)[
+            1
+        ]
+
+    assert jax.eval_shape(losses, keys(2)).shape == (2, 3)
+    shapes = jax.tree.map(np.shape, init_params(key(), np.array(2), target_shape=[3]))
     assert shapes == {"w": (2, 3), "b": (3,)}
 
 
@@ -563,10 +566,9 @@ def test_calls_from_eight_threads_give_the_same_bits():
 # init_params, predict.
 
 
-@pytest.mark.parametrize("t", [(), (2, 3)])
-def test_init_params_are_the_normal_draw_with_w_divided_by_the_root_of_d(t):
-    draws = jax.random.normal(key(), (8, *t))
-    params = init_params(key(), 7, target_shape=t)
+def test_init_params_are_the_normal_draw_with_w_divided_by_the_root_of_d():
+    draws = jax.random.normal(key(), (8, 2, 3))
+    params = init_params(key(), 7, target_shape=(2, 3))
     assert_close(params, {"w": draws[:-1] / 7**0.5, "b": draws[-1]})
 
 
@@ -826,7 +828,7 @@ def test_fit_is_a_loop_over_the_public_pieces(t, start, loss, step):
     assert_close(trained, (params, jnp.array(losses)))
 
 
-@pytest.mark.parametrize("d", [2, 8, 12])
+@pytest.mark.parametrize("d", [2, 8])
 def test_fit_equals_the_loop_of_the_page(d):
     X, y = map(jnp.asarray, data(n=500, d=d))
     rates = jnp.geomspace(1, 0.01, 200)
@@ -915,7 +917,7 @@ def test_the_default_start_serves_hundreds_of_features():
 
 
 def decay(first, i):
-    return first / (1 + i.astype(jnp.float32))
+    return first / (1 + i.astype("f4"))
 
 
 SCHEDULES = {
@@ -931,16 +933,19 @@ SCHEDULES = {
 }
 
 
+def rate_of(state, X, y, learning_rate, loss):
+    """A step that keeps each rate as its loss, and needs no rows: none are drawn."""
+    return state, learning_rate
+
+
+rates_of = functools.partial(fit, X=X3, y=Y3, params=0.0, step=rate_of)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("train", [fit, fit_many])
-def test_a_schedule_equals_the_array_of_its_values(as_a_user, name, train):
-    X, y = data()
-    schedule, k = SCHEDULES[name], key() if train is fit else keys(3)
-    options = {"num_steps": 9, "batch_size": 7, "start": 2}
-    found = train(k, X, y, schedule, **options)
-    values = np.array([schedule(i) for i in jnp.arange(2, 11)])
-    # XLA may round the values otherwise within the program.
-    assert_close(found, train(k, X, y, values, **options))
+def test_each_step_has_the_rate_that_the_schedule_gives_its_number(as_a_user, name):
+    schedule = SCHEDULES[name]
+    _, found = rates_of(key(), learning_rate=schedule, num_steps=9, start=2)
+    assert_close(found, np.array([schedule(i) for i in jnp.arange(2, 11)]))
 
 
 def test_a_schedule_is_given_the_numbers_of_the_steps():
@@ -948,34 +953,32 @@ def test_a_schedule_is_given_the_numbers_of_the_steps():
 
     def schedule(i):
         given.append((i.shape, str(i.dtype)))
-        return jnp.where(i == 7, 0.1, 0.0)  # one step of five moves: the third
+        return jnp.where(i == 7, 0.1, 0.0)  # the third of five
 
-    _, losses = fit(key(), X3, Y3, schedule, num_steps=5, start=5, batch_size=10)
+    _, found = rates_of(key(), learning_rate=schedule, num_steps=5, start=5)
     assert given == [((), "int32")]  # mapped over all of them
-    rates = np.array([0, 0, 0.1, 0, 0])
-    assert_equal(losses, fit(key(), X3, Y3, rates, start=5, batch_size=10)[1])
+    assert_close(found, np.array([0, 0, 0.1, 0, 0]))
 
 
-def test_a_schedule_resumes_without_slicing():
-    train = functools.partial(fit, key(), *data(), Partial(decay, 0.3), batch_size=7)
-    params, first = train(num_steps=4)
-    params, second = train(num_steps=5, params=params, start=4)
-    assert_close((params, np.append(first, second)), train(num_steps=9), 1e-6)
+def test_what_a_schedule_holds_is_data_with_a_gradient():
+    def last_rate(first):
+        return rates_of(key(), learning_rate=Partial(decay, first), num_steps=5)[1][-1]
+
+    assert_close(jax.grad(last_rate)(0.1), 0.2)  # of first / 5
+    firsts = np.array([0.1, 0.2, 0.3], "f4")
+    with compiles(1):
+        for first in firsts:
+            rates_of(key(), learning_rate=Partial(decay, first), num_steps=6)
+    options = {"params": np.zeros(3), "step": rate_of, "in_axes": RATE_EACH}
+    _, mapped = fit_many(key(), X3, Y3, Partial(decay, firsts), num_steps=5, **options)
+    assert_close(mapped, firsts[:, None] / (1 + np.arange(5)))
 
 
-def test_what_a_schedule_holds_is_data(x64, as_a_user):
-    X, y = (a.astype("f8") for a in data())
-
-    def last_loss(first):
-        return fit(key(), X, y, Partial(decay, first[0]), num_steps=5)[1][-1]
-
-    reverse, forward, differences = slopes(last_loss, jnp.array([0.1]), 1e-6)
-    assert_close((reverse, forward), (differences, differences), 1e-6, 0)
-    firsts = np.array([0.1, 0.2, 0.3])
-    options = {"in_axes": RATE_EACH, "num_steps": 5}
-    _, mapped = fit_many(key(), X, y, Partial(decay, firsts), **options)
-    loop = jnp.stack([last_loss([first]) for first in firsts])
-    assert_close(mapped[:, -1], loop, 1e-12)
+def test_fit_many_by_a_schedule_equals_the_array_of_its_values():
+    train = functools.partial(fit_many, keys(3), *data(), batch_size=7, start=2)
+    found = train(Partial(decay, 0.3), num_steps=9)
+    # XLA may round the values otherwise within the program.
+    assert_close(found, train(decay(0.3, np.arange(2, 11))))
 
 
 NUMBERS = {
@@ -988,8 +991,9 @@ NUMBERS = {
 
 @pytest.mark.parametrize(("rates", "options", "steps"), rows(NUMBERS))
 def test_there_are_as_many_steps_as_rates_or_a_thousand(rates, options, steps):
-    assert fit(key(), X3, Y3, rates, **options)[1].shape == (steps,)
-    assert fit_many(keys(3), X3, Y3, rates, **options)[1].shape == (3, steps)
+    one = jax.eval_shape(lambda k: fit(k, X3, Y3, rates, **options)[1], key())
+    many = jax.eval_shape(lambda k: fit_many(k, X3, Y3, rates, **options)[1], keys(3))
+    assert (one.shape, many.shape) == ((steps,), (3, steps))
 
 
 # Resuming, and derivatives.
@@ -1121,21 +1125,25 @@ def test_all_else_that_a_loss_reads_is_frozen_and_equal_functions_are_one_progra
         assert_equal(train(loss=types.MethodType(shrunk, held)), before)
 
 
-@pytest.mark.parametrize("optimiser", [optax.adam(1.0), optax.adamw(1.0)])
-def test_the_step_of_the_page_is_the_optimiser_of_optax(as_a_user, optimiser):
+def test_the_step_of_the_page_is_the_optimiser_of_optax(as_a_user):
+    optimiser = optax.adamw(1.0)  # which looks at the params, too
     X, y = map(jnp.asarray, data())
     params = {"w": jnp.ones(3), "b": jnp.ones(())}
-    update = Partial(readme.optax_step, optimiser)
-    options = {"num_steps": 5, "batch_size": 40, "step": update}
-    (found, _), _ = fit(
-        key(), X, y, 0.1, params=(params, optimiser.init(params)), **options
-    )
     state = optimiser.init(params)
-    for rows in drawn_rows(key(), 0, 5, 40, 40):
-        gradient = jax.grad(rmse)(params, X[rows], y[rows])
-        updates, state = optimiser.update(gradient, state, params)
-        params = jax.tree.map(lambda p, u: p + 0.1 * u, params, updates)
-    assert_close(found, params)
+
+    def in_optax(params, state):
+        updates, state = optimiser.update(jax.grad(rmse)(params, X, y), state, params)
+        updates = jax.tree.map(lambda update: 0.1 * update, updates)
+        return optax.apply_updates(params, updates), state
+
+    def of_the_page(params, state):
+        args = optimiser, (params, state), X, y, 0.1, rmse
+        return readme.optax_step(*args)[0]
+
+    def twice(function):
+        return jax.jit(lambda: function(*function(params, state)))()
+
+    assert_close(twice(of_the_page), twice(in_optax))
 
 
 @pytest.mark.parametrize("train", [fit, functools.partial(fit_many, in_axes=RATE_EACH)])
@@ -1276,29 +1284,29 @@ def test_rows_split_over_devices_give_the_same(kind, call):
 
 
 @pytest.mark.parametrize("function", [predict, mse, rmse, r2_score])
-@pytest.mark.parametrize("t", [(), (2,)])
-def test_models_on_explicit_axes_are_scored_by_vmap(function, t):
-    X, y = data(t=t)
+def test_models_on_explicit_axes_are_scored_by_vmap(function):
+    X, y = data(t=(2,))
     ones = (X,) if function is predict else (X, y)
-    models = {"w": np.ones((8, 3, *t), "f4"), "b": np.ones((8, *t), "f4")}
-    models["b"] *= np.arange(8, dtype="f4").reshape(-1, *[1] * len(t))
+    models = {
+        "w": np.ones((8, 3, 2), "f4"),
+        "b": np.arange(16.0, dtype="f4").reshape(8, 2),
+    }
     mapped = jax.vmap(function, (0, *[None] * len(ones)))
     assert_same_when_split(lambda models: mapped(models, *ones), models, "Explicit")
 
 
 @explicit_keys
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_training_goes_on_on_its_mesh_under_set_mesh_too(kind):
+def test_training_goes_on_on_its_mesh_under_set_mesh_too():
     X, y = data()
 
     def go_on(ks):
         params, first = train_many(ks, X, y, params=FIRST, in_axes=KEY_EACH)
         return first, train_many(ks, X, y, params=params, start=9)
 
-    assert_same_when_split(go_on, keys(8), kind)
-    with jax.set_mesh(mesh(kind)):
+    assert_same_when_split(go_on, keys(8), "Explicit")
+    with jax.set_mesh(mesh("Explicit")):
         alone = jax.device_get(train_one(key(), X, y))
-        found = jax.device_get(train_many(split(keys(8), kind), X, y))
+        found = jax.device_get(train_many(split(keys(8), "Explicit"), X, y))
     assert_close((found, alone), (train_many(keys(8), X, y), train_one(key(), X, y)))
 
 
@@ -1707,9 +1715,8 @@ def exact_ridge(penalty, X, y):
     return w, y.mean() - X.mean(0) @ w
 
 
-@pytest.mark.parametrize(("n", "d", "noise"), [(100, 8, 2), (200, 300, 3)])
-def test_the_penalty_of_the_guide_is_the_exact_choice(as_a_user, n, d, noise):
-    rng = np.random.default_rng(1)
+def test_the_penalty_of_the_guide_is_the_exact_choice_on_a_wide_table(as_a_user):
+    n, d, noise, rng = 200, 300, 3, np.random.default_rng(1)
     X = rng.normal(size=(n, 10)) @ rng.normal(size=(10, d)) + rng.normal(size=(n, d))
     X, y = standard(X), standard(X[:, :5].sum(axis=1) + noise * rng.normal(size=n))
     penalties, fold = (
@@ -1863,8 +1870,7 @@ def best_params(model, loss, Z, y):
     return jax.device_get(guide.fit_exactly(loss, zeros, Z, y, 0.3, steps=3000))
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.01, 1.0])
-@pytest.mark.parametrize("name", ["mse", "logistic"])
+@pytest.mark.parametrize(("name", "penalty"), [("mse", 1.0), ("logistic", 0.1)])
 def test_rates_of_the_guide_know_the_penalty(as_a_user, name, penalty):
     X = standard(problem_of("neighbours", 10, (), real, 1)[0])
     y = (X[:, 0] + np.random.default_rng(0).logistic(size=1000) > 0).astype(float)
@@ -1981,9 +1987,9 @@ def test_bootstrap_intervals_cover_the_truth_and_seed_intervals_do_not():
     def many(key, X, y):
         return jax.vmap(both, (0, None, None))(jax.random.split(key, 100), X, y)
 
-    ends = over_data_sets(many, 200, 100)
+    ends = over_data_sets(many, 100, 100)
     resampled, seeds = coverage(*np.percentile(ends, [2.5, 97.5], axis=1))
-    assert np.all((resampled > 0.91) & (resampled < 0.98)), resampled
+    assert np.all((resampled > 0.88) & (resampled < 0.99)), resampled
     assert np.all(seeds < 0.5), seeds
 
 
