@@ -382,11 +382,10 @@ def fit_many(
 
 def _as_features(X: Any) -> jax.Array:
     ok = X.ndim == 2 and 0 not in X.shape
-    advice = (
-        "A feature: X[:, None]. A row: X[None]. Stacks: jax.vmap, or fit_many with "
-    )
-    advice += "in_axes=(0, 0, 0, None)."
+    advice = "One feature: X[:, None]. One row: X[None]. Stacks: jax.vmap, or fit_many "
+    advice += "with in_axes=(0, 0, 0, None)."
     _check(ok, "X", "be (n, d), both above 0", X.shape, advice)
+    # float is float64 where that is enabled.
     return jnp.asarray(X, float if X.dtype == jnp.float64 else jnp.float32)
 
 
@@ -445,15 +444,15 @@ def _five_axes(in_axes: Any, keys: jax.Array, rates: Any, params: Params) -> Any
     _check(ok, "in_axes", "be a tuple of 4 or 5", in_axes, advice, TypeError)
     axes = (*in_axes, 0)[:5]
     key_axis, _, _, rate_axis, params_axis = axes
-    advice = "jax.random.split(key, s) makes s of one."
-    _check(keys.shape or key_axis is None, "keys", "be many", "one key", advice)
-    shared = keys.shape == () or key_axis is not None
-    _check(shared, "keys", "be one, if in_axes has None", keys.shape, "Or 0 for them.")
-    rbg = keys.shape and "rbg" in str(jax.random.key_impl(keys))
+    one = keys.shape == ()
+    advice = "jax.random.split(key, s) makes s of one. For one: None in in_axes."
+    _check(key_axis is None or not one, "keys", "be many", "one key", advice)
+    _check(key_axis is not None or one, "keys", "be one", f"shape {keys.shape}", advice)
+    rbg = not one and "rbg" in str(jax.random.key_impl(keys))
     advice = 'jax.random.key(seed, impl="threefry2x32") makes others.'
     _check(not rbg, "keys", "not be rbg, which may draw alike", keys, advice, TypeError)
     one = rate_axis is not None and getattr(rates, "shape", None) == ()
-    advice = "One for all: None in in_axes."
+    advice = "One for all has None in in_axes."
     _check(not one, "learning_rate", "be many", "one rate", advice)
     if params_axis == 0:
         sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
@@ -534,9 +533,7 @@ def _to_python(name: str, value: Any) -> Any:
 
 
 def _to_keys(name: str, value: Any) -> Any:
-    advice = (
-        "jax.random.key(seed) makes one. Many: jax.vmap, fit_many; jnp.stack of a list."
-    )
+    advice = "jax.random.key(seed) makes one. Many: jax.vmap, fit_many, jnp.stack."
     if not isinstance(value, JAX_ARRAY) or isinstance(value.dtype, np.dtype):
         legacy = getattr(value, "dtype", None) == np.uint32 and value.shape
         _check(legacy, name, "come from jax.random", value, advice, TypeError)
@@ -598,9 +595,7 @@ def _check_shape(name: str, array: Any, shape: Any, advice: str = "") -> None:
 
 def _check_devices(params: Params, loss: jax.Array) -> None:
     """Under jax.shard_map JAX adds up the gradients in what devices share."""
-    advice = (
-        'jax.lax.pcast(params, axes, to="varying"). One model: jax.lax.pmean its loss.'
-    )
+    advice = 'Give none, or jax.lax.pcast(params, axes, to="varying"), or pmean losses.'
     for leaf in jax.tree.leaves(params):
         axes = _varying_axes(loss) - _varying_axes(leaf)
         wanted = f"vary over axes {(*axes,)}, as the loss does"

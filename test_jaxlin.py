@@ -1335,7 +1335,7 @@ def by_data(params, ks, X, y):
 def test_models_under_shard_map_never_train_on_each_other(way, splits):
     X, y = map(np.stack, zip(*[data(seed) for seed in range(8)], strict=True))
     inputs, expected = (keys(8), X, y), way(FIRST, keys(8), X, y)
-    words = r"^params must vary over axes \('models',\).*lax.pcast.*lax.pmean"
+    words = r"^params must vary over axes \('models',\).*lax.pcast.*pmean"
     # None, too, where one key draws the same params on all devices.
     for params in (FIRST, None) if way is by_data else (FIRST,):
         with pytest.raises(ValueError, match=words):
@@ -1459,6 +1459,7 @@ VALUE_ERRORS = {
         "params|s models|One for all",
     ),
     "start below 0": (lambda k: train(k, start=-1), "start|0..|-1"),
+    "start beyond": (lambda k: train(k, start=2**32), "start|4294967295|4294967296"),
     "traced starts": (lambda k: started(k, np.arange(3)), "start|(3,)"),
 }
 TYPE_ERRORS = {
