@@ -1199,6 +1199,7 @@ DATES = np.full((3, 2), "2020", "M8[D]")
 SPARSE = csr_matrix(X3), BCOO.fromdense(np.ones((1797, 64)))  # of minutes, if read
 HASHLESS = type("Hashless", (), {"__call__": rmse, "__hash__": None})()
 MASKED = np.ma.array([1e3, 1], mask=[True, False])
+RBG = jax.random.key(0, impl="rbg")
 HELD_MASK, OFFSET = Partial(shrunk, MASKED), Partial(guide.offset, mse)
 RATES, OF_ONE = (0, None, None, 0), {"in_axes": RATE_EACH, "params": PARAMS}
 
@@ -1225,10 +1226,7 @@ def go_on(k, params):
 # wanted, what came, what to do.
 VALUE_ERRORS = {
     "no feature": (lambda k: init_params(k, 0), "num_features|1..|0"),
-    "no size": (
-        lambda k: init_params(k, 2, target_shape=[3, -1]),
-        "target_shape|1..|-1",
-    ),
+    "no size": (lambda k: init_params(k, 2, target_shape=[-1]), "target_shape|1..|-1"),
     "a row": (lambda k: predict(PARAMS, X3[0]), "X|(n, d)|(2,)|X[None]|X[:, None]"),
     "no rows": (lambda k: predict(PARAMS, X3[:0]), "X|both above 0|(0, 2)"),
     "a stack": (lambda k: train_3(k, STACKED), "X|(3, 10, 2)|in_axes=(0, 0, 0, None)"),
@@ -1237,24 +1235,13 @@ VALUE_ERRORS = {
     "y turned": (lambda k: rmse(PARAMS, X3, Y3[None]), "y|10 rows|(1, 10)|y[0]"),
     "X turned": (lambda k: train(k, X3.T), "y|2 rows|(10,)|X.T"),
     "no target": (lambda k: rmse(PARAMS, X3, np.ones((10, 0))), "y|a target|(10, 0)"),
-    "models": (
-        lambda k: predict(MANY, X3),
-        'params["w"]|(7, 2)|vmap(predict, (0, None))',
-    ),
+    "models": (lambda k: predict(MANY, X3), 'params["w"]|(7, 2)|vmap(predict, (0'),
     "a taken column": (lambda k: train(k, loss=OFFSET), 'params["w"]|(2,)|without'),
     "w of a column": (lambda k: go_on(k, COLUMN), "y|target shape (1,)|b has|(d, k)"),
-    "params of one": (
-        lambda k: train_3(k, params=PARAMS),
-        "params|s models|One for all",
-    ),
-    "shared params": (
-        lambda k: fit_many(k, X3, Y3, Y3, **OF_ONE),
-        "params|s models|One",
-    ),
-    "a batch above n": (
-        lambda k: jaxlin.sample_batch(k, X3, Y3, 11),
-        "batch_size|1..10|11",
-    ),
+    "params of one": (lambda k: train_3(k, params=PARAMS), "params|s models|for all"),
+    "of k targets": (lambda k: train_3(k, y=Y3[:, None], params=COLUMN), "params|One"),
+    "shared params": (lambda k: fit_many(k, X3, Y3, Y3, **OF_ONE), "params|s models"),
+    "a batch of 11": (lambda k: train(k, batch_size=11), "batch_size|1..10|11"),
     "steps": (lambda k: train(k, num_steps=-1), "num_steps|0..|-1"),
     "rates": (lambda k: step(PARAMS, X3, Y3, Y3), "learning_rate|(10,)|jax.vmap"),
     "schedule": (lambda k: step(PARAMS, X3, Y3, abs), "learning_rate|schedule(i)"),
@@ -1262,10 +1249,7 @@ VALUE_ERRORS = {
     "s rates": (lambda k: train_3(k, rate=np.ones(3)), f"num_steps|in_axes={RATES}"),
     "one rate": (lambda k: train_3(k, axes=RATES), "learning_rate|many|one rate"),
     "keys": (lambda k: train(jax.random.split(k, 3)), "key|be one|(3,)|fit_many"),
-    "one key": (
-        lambda k: fit_many(k, X3, Y3, 1),
-        "keys|many|one key|random.split(key, s)",
-    ),
+    "one key": (lambda k: fit_many(k, X3, Y3, 1), "keys|many|one key|split(key, s)"),
     "key for all": (lambda k: train_3(k, axes=RATE_EACH), "keys|be one|(3,)"),
     "start below 0": (lambda k: train(k, start=-1), "start|0..|-1"),
     "start beyond": (lambda k: train(k, start=2**32), "start|4294967295|4294967296"),
@@ -1274,16 +1258,10 @@ VALUE_ERRORS = {
 TYPE_ERRORS = {
     "seed": (lambda k: init_params(0, 2), "key|jax.random|got 0|jax.random.key(seed)"),
     "list of keys": (lambda k: fit_many([k, k], X3, Y3, 0.1), "keys|jnp.stack"),
-    "rbg": (
-        lambda k: train_3(jax.random.key(0, impl="rbg")),
-        "keys|not be rbg|threefry2x32",
-    ),
+    "rbg": (lambda k: train_3(RBG), "keys|not be rbg|threefry2x32"),
     "no tuple": (lambda k: init_params(k, 2, target_shape=3), "target_shape|tuple|3"),
     "dtype": (lambda k: init_params(k, 2, dtype=int), "dtype|floating-point|int"),
-    "an array": (
-        lambda k: train(k, batch_size=np.ones(1)),
-        "batch_size|integer|(1.0,)",
-    ),
+    "an array": (lambda k: train(k, batch_size=X3[:1, 0]), "batch_size|integer|(0.0,)"),
     "bool": (lambda k: train(k, num_steps=True), "num_steps|integer|True"),
     "traced size": (traced("batch_size", 3), "batch_size|known while tracing"),
     "no w": (lambda k: predict({"b": 0}, X3), 'params|dict of "w" and "b"|{'),
