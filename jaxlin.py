@@ -60,8 +60,9 @@ def _compiled(function: Function) -> Function:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         given = dict(zip(positional, args, strict=False)) | kwargs
-        complete = required <= given.keys() <= parameters.keys()
-        if not complete or len(given) < len(args) + len(kwargs):
+        known = required <= given.keys() <= parameters.keys()
+        each_once = len(given) == len(args) + len(kwargs)
+        if not (known and each_once):
             return function(*args, **kwargs)  # raises, in Python's own words
         # By name, so that a call by position and one by keyword share a program.
         return jitted(**{name: _to_jax(name, given[name]) for name in given})
@@ -174,14 +175,15 @@ def r2_score(params: Params, X: ArrayLike, y: ArrayLike) -> jax.Array:
     """
     residuals = _residuals(params, X, y)
     y = jnp.asarray(y, residuals.dtype)
-    # Less its least, a constant target is exactly 0 and a distant one keeps its digits.
+    # First without its minimum: a constant target is then exactly 0, and the mean of a
+    # distant one keeps its digits.
     deviations = y - jnp.min(y, axis=0, keepdims=True)
     deviations = deviations - jnp.mean(deviations, axis=0, keepdims=True)
     error = jnp.mean(residuals**2, axis=0)
     spread = jnp.mean(deviations**2, axis=0)
     perfect = jnp.all(residuals == 0, axis=0)
     constant = jnp.all(deviations == 0, axis=0)
-    # From this spread on, squares that the dtype flushes to 0 cannot change the ratio.
+    # Squares below `tiny` may be flushed to 0: from this spread on they do not matter.
     least = np.finfo(y.dtype).tiny / np.finfo(y.dtype).eps
     known = jnp.isfinite(error + spread) & (constant | (spread > least))
     ratio = error / jnp.where(constant, 1, spread)
@@ -279,7 +281,7 @@ def fit(
     computes, the last bit may differ.)
 
     Args:
-      key: a random key, used again only to resume; under jax.vmap not an rbg one.
+      key: a random key; used again only to resume. (rbg ones may draw alike by vmap.)
       X, y: features and targets, (n, d) and (n, *t).
       learning_rate: a scalar; or a rate for each step, (num_steps,); or a schedule, a
         function from the number of a step, int32, to its rate, as optax's are. It is
@@ -289,8 +291,8 @@ def fit(
       batch_size: 1 to n; by default 100, or n if that is less.
       params: the first params; by default a draw of init_params.
       start: the number of the first step. It chooses the batches, and the rates of a
-        schedule (an array of rates begins at its first): going on from params without
-        it meets the first batches again.
+        schedule, to 2**31 (an array of rates begins at its first). Going on from params
+        without it meets the first batches again.
       loss: a function (params, X, y) -> scalar.
       step: a function (params, X, y, learning_rate, loss) -> (params, loss). Its params
         may be any pytree (of which w and b side by side are made arrays of X's dtype);
@@ -362,7 +364,7 @@ def fit_many(
     >>> params["w"].shape, losses.shape
     ((256, 1), (256, 9))
     """
-    params = _as_arrays(params, float)
+    params = _as_arrays(params)
     axes = _five_axes(in_axes, keys, learning_rate, params)
     options: dict[str, Any] = {"num_steps": num_steps, "batch_size": batch_size}
     options |= {"start": start, "loss": loss, "step": step}
@@ -371,12 +373,12 @@ def fit_many(
         return fit(key, X, y, learning_rate, params=params, **options)
 
     params, losses = jax.vmap(train, axes)(keys, X, y, learning_rate, params)
-    # Still while tracing: is one for each step or one for each model meant?
-    s_rates = axes[3] is None and getattr(learning_rate, "shape", 0) == losses.shape[:1]
-    clear = num_steps is not None or not s_rates
+    # Still while tracing: s rates may be meant for the steps, or for the models.
+    shape = getattr(learning_rate, "shape", None)
+    unclear = axes[3] is None and shape == losses.shape[:1]
     advice = f"One for each model: in_axes={(*axes[:3], 0, *in_axes[4:])}."
     wanted = "be given where there are as many shared rates as models"
-    _check(clear, "num_steps", wanted, num_steps, advice)
+    _check(num_steps is not None or not unclear, "num_steps", wanted, None, advice)
     return params, losses
 
 
@@ -415,7 +417,7 @@ def _as_arrays(params: Params, dtype: Any = None) -> Params:
     """Params with w and b as arrays of floats, lists stacked; other pytrees as is."""
     if not _has_w_and_b(params):
         return params
-    # / 1 makes floats of integers.
+    # / 1 makes floats of integers, where the dtype is left as it is.
     return params | {k: jnp.asarray(params[k], dtype) / 1 for k in ("w", "b")}
 
 
@@ -455,6 +457,7 @@ def _five_axes(in_axes: Any, keys: jax.Array, rates: Any, params: Params) -> Any
     advice = "One for all has None in in_axes."
     _check(not one, "learning_rate", "be many", "one rate", advice)
     if params_axis == 0:
+        # Of a scalar this is ().
         sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
         ok = () not in sizes and (key_axis != 0 or sizes <= {keys.shape[:1]})
         advice = f"One for all: in_axes={(*axes[:4], None)}."
@@ -469,7 +472,7 @@ def _draw_rows(key: jax.Array, n: int, m: int) -> Any:
     # jax.random.split(key, m) makes (with jax_threefry_partitionable, JAX's default).
     # Written out it takes a CPU a fraction of the time of JAX's own loop.
     data = jax.random.key_data(key)
-    a, b = data[0], data[-1]  # of keys of other kinds, of one to four words, too
+    a, b = data[0], data[-1]  # all of threefry's; keys of other kinds have 1 to 4 words
     words = (a, b, a ^ b ^ 0x1BD11BDA)
     padded = m + -m % 8  # to whole vectors of a CPU
     left, right = a, b + jnp.arange(padded, dtype=jnp.uint32)

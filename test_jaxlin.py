@@ -328,6 +328,11 @@ def test_integers_beyond_32_bits_are_floats(form):
     assert rmse(params, form(X), form(np.array([2**41, 3 * 2**40]))) == 0
 
 
+def test_integers_keep_their_digits_beside_float64(x64):
+    y = np.array([2**24 + 1])
+    assert mse({"w": np.ones(1), "b": 0.0}, np.array([[2.0**24 + 1]]), y) == 0
+
+
 @pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "i8"])
 def test_only_float64_computes_in_float64(x64, dtype):
     X, y = X3.astype(dtype), Y3.astype(dtype)
@@ -367,7 +372,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", jaxlin.__all__)
 def test_each_function_compiles_once(name):
     X, y = data(n=43, d=2)
     one, other = key(1), key(2)
@@ -507,8 +512,8 @@ def test_init_params_in_low_precision_is_the_rounded_draw(dtype):
     assert abs(100 * wide["w"].std() - 1) < 0.03
 
 
-def test_init_params_in_float64_has_its_digits(x64):
-    w = np.asarray(init_params(key(), 3, dtype="f8")["w"])
+def test_fit_in_float64_starts_from_a_draw_with_its_digits(x64):
+    w = np.asarray(fit(key(), X3.astype("f8"), Y3, 1, num_steps=0)[0]["w"])
     assert (w != w.astype("f4")).all()
 
 
@@ -598,11 +603,11 @@ SCORES = {  # two examples of sklearn.metrics.r2_score in scikit-learn's documen
     "the mean over two targets": (*TWO, 0.936801),
     "constant and perfect": ([-2, -2, -2], [-2, -2, -2], 1.0),
     "constant, missed": ([-2, -2, -2], [-2, -2, -2 + 1e-6], 0.0),
-    "one of two constant": ([[1, 5], [2, 5], [3, 5]], [[1, 4], [2, 4], [3, 4]], 0.5),
+    "one of two constant": ([[1, 5], [2, 5], [3, 5]], [[2, 5], [2, 5], [2, 5]], 0.5),
     "a single row": ([4.0], [4.0], np.nan),
     "a sum beyond float32": ([0, 3e38, 3e38], [0, 0, 0], np.nan),
     "squares beyond float32": ([1e20, 2e20], [1e20, 1.9e20], np.nan),
-    "an error beyond float32": ([1, 2], [1e20, 2], np.nan),
+    "an error beyond float32": ([[1, 1], [2, 2]], [[1, 1e20], [2, 2]], np.nan),
     "squares below float32": ([1e-22, 2e-22], [0, 0], np.nan),
     "an error below float32": ([1e-18, 2e-18], [1e-18, 1.9e-18], np.nan),
     "the smallest it can": ([1e-15, 2e-15], [1e-15, 1.5e-15], 0.5),
@@ -617,13 +622,14 @@ def test_r2_score_keeps_the_conventions_of_scikit_learn(y, predictions, expected
 
 @pytest.mark.parametrize("n", [64, 100_000])
 def test_r2_score_of_a_distant_target_keeps_its_digits(n):
-    """Against float64, of what float32 holds of X and y."""
-    x = np.random.default_rng(0).normal(size=n).astype("f4")
-    y = (-311_030 + 2 * x + np.random.default_rng(1).normal(size=n)).astype("f4")
-    params = {"w": np.ones(1, "f4"), "b": np.float32(-311_030)}
-    errors = np.sum((np.float32(x - 311_030) - y.astype("f8")) ** 2)
-    expected = 1 - errors / np.sum((y - y.mean(dtype="f8")) ** 2)
-    assert_close(r2_score(params, x[:, None], y), expected, 0, 1e-6)
+    """Against float64, of what float32 holds of X and y; beside a target around 0."""
+    x = np.random.default_rng(0).normal(size=(n, 1)).astype("f4")
+    b = np.array([-311_030, 0], "f4")
+    y = (2 * x + b + np.random.default_rng(1).normal(size=(n, 2))).astype("f4")
+    errors = np.sum((x + b - y.astype("f8")) ** 2, axis=0)
+    expected = np.mean(1 - errors / np.sum((y - y.mean(0, "f8")) ** 2, axis=0))
+    params = {"w": np.ones((1, 2), "f4"), "b": b}
+    assert_close(r2_score(params, x, y), expected, 0, 1e-6)
 
 
 # sample_batch.
@@ -715,16 +721,6 @@ def shrunk(penalty, params, X, y):
 LASSO_STEP = Partial(guide.lasso_step, 0.4)
 
 
-@pytest.mark.parametrize("d", [2, 8])
-def test_fit_equals_the_loop_of_the_page(d):
-    X, y = map(jnp.asarray, data(n=500, d=d))
-    rates = jnp.geomspace(1, 0.01, 200)
-    plain, fitted = readme.plain_fit(key(), X, y, rates), fit(key(), X, y, rates)
-    assert_close(fitted, plain, 1e-4, 1e-5)
-    if d >= 8 and jax.__version_info__ >= (0, 10):
-        assert_equal(fitted, plain)
-
-
 @pytest.mark.parametrize("impl", ["threefry2x32", "unsafe_rbg"])
 def test_fit_is_sgd_on_the_rows_that_sample_batch_draws(x64, impl):
     X, y = (array.astype("f8") for array in data(n=500))
@@ -735,51 +731,14 @@ def test_fit_is_sgd_on_the_rows_that_sample_batch_draws(x64, impl):
     assert_close(trained, expected, 1e-13, 1e-14)
 
 
-def row_matrices(X, y):
-    """A step of mse on row i takes z = (w, b, 1) to z - rate * k[i] @ z."""
-    A = np.column_stack([X, np.ones(len(X)), -y]).astype(float)
-    k = 2 * A[:, :, None] * A[:, None, :]
-    k[:, -1] = 0
-    return k
-
-
-@pytest.mark.parametrize(("n", "d", "m", "rate"), [(7, 2, 3, 0.15), (12, 8, 10, 0.05)])
-def test_moments_of_sgd_are_exact(n, d, m, rate):
-    """E[z zᵀ] after t steps, from init_params on: the start, the rows' independence
-    within a batch and between steps, and the update, at once."""
-    X, y = data(n=n, d=d)
-    rates = (rate / (1 + np.arange(12) / 4)).astype("f4")
-    k = row_matrices(X, y)
-    mean, moments = k.mean(0), np.diag([1 / d] * d + [1.0, 1.0])
-    for r in rates.astype(float):
-        square = np.mean(k @ moments @ k.transpose(0, 2, 1), axis=0)
-        square = (1 - 1 / m) * mean @ moments @ mean.T + square / m
-        cross = mean @ moments
-        moments = moments - r * (cross + cross.T) + r**2 * square
-
-    s = 40_000
-    params, _ = fit_many(keys(s, 1), X, y, rates, batch_size=m, loss=mse)
-    z = np.column_stack([params["w"], params["b"], np.ones(s)]).astype(float)
-    products = z[:, :, None] * z[:, None, :]
-    error = np.abs(products.mean(0) - moments)
-    # 5 standard errors of a mean over s models; 1e-4 for the float32 of 12 steps.
-    assert np.all(error <= 5 * products.std(0) / s**0.5 + 1e-4 * np.abs(moments))
-
-
-def test_a_small_world_ends_at_each_of_its_81_points_equally_often():
-    """Three rows, batches of one, four steps: 3**4 end points."""
-    X, y = np.array([[0.3], [1.0], [-0.8]], "f4"), np.array([1.0, 0.2, 0.5], "f4")
-    k, ends = row_matrices(X, y), np.array([[0.5, -0.5, 1.0]])
-    for _ in range(4):
-        ends = np.concatenate([ends - 0.2 * ends @ k_i.T for k_i in k])
-    options = {"num_steps": 4, "batch_size": 1, "loss": mse, "in_axes": KEY_EACH}
-    options["params"] = {"w": np.array([0.5]), "b": -0.5}
-    params, _ = fit_many(keys(100_000, 2), X, y, 0.2, **options)
-    found = np.column_stack([params["w"], params["b"]])
-    # At least 2e-4 apart, they can be told from one another.
-    distance = np.abs(found[:, None, :] - ends[:, :2].astype("f4")).max(2)
-    assert distance.min(1).max() < 1e-5
-    assert_uniform(np.bincount(distance.argmin(1), minlength=81))
+@pytest.mark.parametrize("d", [2, 8])
+def test_fit_equals_the_loop_of_the_page(d):
+    X, y = map(jnp.asarray, data(n=500, d=d))
+    rates = jnp.geomspace(1, 0.01, 200)
+    plain, fitted = readme.plain_fit(key(), X, y, rates), fit(key(), X, y, rates)
+    assert_close(fitted, plain, 1e-4, 1e-5)
+    if d >= 8 and jax.__version_info__ >= (0, 10):
+        assert_equal(fitted, plain)
 
 
 @pytest.mark.parametrize(("n", "m"), [(40, 40), (130, 100)])
@@ -864,6 +823,11 @@ def test_there_are_as_many_steps_as_rates_or_a_thousand(rates, steps):
     one = jax.eval_shape(lambda k: fit(k, X3, Y3, rates)[1], key())
     many = jax.eval_shape(lambda k: fit_many(k, X3, Y3, rates)[1], keys(3))
     assert (one.shape, many.shape) == ((steps,), (3, steps))
+
+
+def test_a_rate_for_each_model_is_a_thousand_steps():
+    train = functools.partial(fit_many, in_axes=(0, None, None, 0))
+    assert jax.eval_shape(train, keys(3), X3, Y3, np.ones(3))[1].shape == (3, 1000)
 
 
 # Resuming, and derivatives.
@@ -992,7 +956,7 @@ def test_the_program_of_fit_is_one_scan(train):
 # fit_many.
 
 
-def of_model(tree, axis, i):
+def of_model(i, tree, axis):
     return jax.tree.map(lambda x: x[0 if axis is None else i], tree)
 
 
@@ -1011,22 +975,68 @@ AXES = {  # whether params are given, too
 }
 
 
-@pytest.mark.parametrize(("axes", "given"), rows(AXES))
-def test_fit_many_is_a_loop_of_fit(axes, given):
+@pytest.mark.parametrize(("axes", "with_params"), rows(AXES))
+def test_fit_many_is_a_loop_of_fit(axes, with_params):
     X, y = map(np.stack, zip(*[data(seed, t=(1,)) for seed in range(4)], strict=True))
     rates = np.linspace(0.1, 0.4, 36).astype("f4").reshape(4, 9)
     params = {"w": np.ones((4, 3, 1)) * rates[:, :1, None], "b": rates[:, :1]}
     options = {"num_steps": 9, "batch_size": 7, "start": 3, "step": LASSO_STEP}
     impl = "rbg" if axes[0] is None else "threefry2x32"  # one key for all may be rbg
     ks = jax.random.split(jax.random.key(0, impl=impl), 4)
-    trees, all_axes = (ks, X, y, rates, params if given else None), (*axes, 0)
-    parts = [*zip(trees, all_axes, strict=False)]
-    each = [[of_model(*part, i) for i in range(4)] for part in parts]
-    models = zip(*each, strict=True)
+    five, five_axes = (ks, X, y, rates, params if with_params else None), (*axes, 0)[:5]
+
+    models = [[*map(of_model, [i] * 5, five, five_axes)] for i in range(4)]
     loop = [fit(*arrays, params=first, **options) for *arrays, first in models]
-    *arrays, first = map(along, each, all_axes)
+    *arrays, first = map(along, zip(*models, strict=True), five_axes)
     many = fit_many(*arrays, in_axes=axes, params=first, **options)
     assert_close(many, stack(loop))
+
+
+def row_matrices(X, y):
+    """A step of mse on row i takes z = (w, b, 1) to z - rate * k[i] @ z."""
+    A = np.column_stack([X, np.ones(len(X)), -y]).astype(float)
+    k = 2 * A[:, :, None] * A[:, None, :]
+    k[:, -1] = 0
+    return k
+
+
+@pytest.mark.parametrize(("n", "d", "m", "rate"), [(7, 2, 3, 0.15), (12, 8, 10, 0.05)])
+def test_moments_of_sgd_are_exact(n, d, m, rate):
+    """E[z zᵀ] after t steps, from init_params on: the start, the rows' independence
+    within a batch and between steps, and the update, at once."""
+    X, y = data(n=n, d=d)
+    rates = (rate / (1 + np.arange(12) / 4)).astype("f4")
+    k = row_matrices(X, y)
+    mean, moments = k.mean(0), np.diag([1 / d] * d + [1.0, 1.0])
+    for r in rates.astype(float):
+        square = np.mean(k @ moments @ k.transpose(0, 2, 1), axis=0)
+        square = (1 - 1 / m) * mean @ moments @ mean.T + square / m
+        cross = mean @ moments
+        moments = moments - r * (cross + cross.T) + r**2 * square
+
+    s = 40_000
+    params, _ = fit_many(keys(s, 1), X, y, rates, batch_size=m, loss=mse)
+    z = np.column_stack([params["w"], params["b"], np.ones(s)]).astype(float)
+    products = z[:, :, None] * z[:, None, :]
+    # 5 standard errors of a mean over s models; 1e-4 for the float32 of 12 steps.
+    bound = 5 * products.std(0) / s**0.5 + 1e-4 * np.abs(moments)
+    np.testing.assert_array_less(np.abs(products.mean(0) - moments), bound + 1e-9)
+
+
+def test_a_small_world_ends_at_each_of_its_81_points_equally_often():
+    """Three rows, batches of one, four steps: 3**4 end points."""
+    X, y = np.array([[0.3], [1.0], [-0.8]], "f4"), np.array([1.0, 0.2, 0.5], "f4")
+    k, ends = row_matrices(X, y), np.array([[0.5, -0.5, 1.0]])
+    for _ in range(4):
+        ends = np.concatenate([ends - 0.2 * ends @ k_i.T for k_i in k])
+    options = {"num_steps": 4, "batch_size": 1, "loss": mse, "in_axes": KEY_EACH}
+    options["params"] = {"w": np.array([0.5]), "b": -0.5}
+    params, _ = fit_many(keys(100_000, 2), X, y, 0.2, **options)
+    found = np.column_stack([params["w"], params["b"]])
+    # At least 2e-4 apart, they can be told from one another.
+    distance = np.abs(found[:, None, :] - ends[:, :2].astype("f4")).max(2)
+    assert distance.min(1).max() < 1e-5
+    assert_uniform(np.bincount(distance.argmin(1), minlength=81))
 
 
 def test_fit_many_of_very_many_models_is_numpy_sgd():
@@ -1766,7 +1776,7 @@ def run_shards(folder):
 
 
 @pytest.mark.awaits(script=run_shards)
-def test_the_readme_of_sharded_keys_and_rows_runs(awaited):
+def test_the_script_of_sharded_keys_and_rows_runs(awaited):
     assert awaited == ""
 
 
@@ -1835,7 +1845,7 @@ def test_fit_on_a_memory_mapped_file_needs_memory_for_one_chunk_only(awaited):
     *_, last_loss, _, peak, _ = long  # "VmHWM: ... kB" after it
     assert float(last_loss) < 1.1  # y is noise of deviation 1
     more = 1024 * (int(peak) - int(short[-2]))
-    assert more < 2 * 300_000 * 17 * 4  # half of the rows that came
+    assert more < 3 * 300_000 * 17 * 4  # three quarters of the rows that came
 
 
 def kill_twice_and_resume(folder):
@@ -1886,7 +1896,7 @@ def stop_where_rates_diverge(folder):
 
 
 @pytest.mark.awaits(script=stop_where_rates_diverge)
-def test_early_stopping_of_the_readme_keeps_its_best_where_rates_diverge(awaited):
+def test_early_stopping_keeps_its_best_where_rates_diverge(awaited):
     start, best, model = awaited
     assert 0 < start < 4500
     assert best < 0.1
@@ -1900,8 +1910,8 @@ def run_docstrings(folder):
 
 @pytest.mark.awaits(script=run_docstrings)
 def test_the_docstring_examples_are_true(awaited):
-    failed, attempted = awaited.split()
-    assert (failed, int(attempted) > 10) == ("0", True)
+    *_, failed, attempted = awaited.split()
+    assert (failed, int(attempted) > 10) == ("0", True), awaited
 
 
 def run_demo(folder):
