@@ -281,7 +281,7 @@ def fit(
     computes, the last bit may differ.)
 
     Args:
-      key: a random key; used again only to resume. (rbg ones may draw alike by vmap.)
+      key: a random key, used again only to resume. Under vmap rbg keys may draw alike.
       X, y: features and targets, (n, d) and (n, *t).
       learning_rate: a scalar; or a rate for each step, (num_steps,); or a schedule, a
         function from the number of a step, int32, to its rate, as optax's are. It is
@@ -290,9 +290,9 @@ def fit(
         or a schedule.
       batch_size: 1 to n; by default 100, or n if that is less.
       params: the first params; by default a draw of init_params.
-      start: the number of the first step. It chooses the batches, and the rates of a
-        schedule, to 2**31 (an array of rates begins at its first). Going on from params
-        without it meets the first batches again.
+      start: the number of the first step, below 2**31 for a schedule. It chooses the
+        batches, and the rates of a schedule (an array of rates begins at its first).
+        Going on from params without it meets the first batches again.
       loss: a function (params, X, y) -> scalar.
       step: a function (params, X, y, learning_rate, loss) -> (params, loss). Its params
         may be any pytree (of which w and b side by side are made arrays of X's dtype);
