@@ -602,6 +602,7 @@ SCORES = {  # two examples of sklearn.metrics.r2_score in scikit-learn's documen
     "the mean over two targets": (*TWO, 0.936801),
     "constant and perfect": ([-2, -2, -2], [-2, -2, -2], 1.0),
     "constant, missed": ([-2, -2, -2], [-2, -2, -2 + 1e-6], 0.0),
+    "constant, missed by little": ([0, 0, 0], [1e-30, 0, 0], 0.0),
     "one of two constant": ([[1, 5], [2, 5], [3, 5]], [[2, 5], [2, 5], [2, 5]], 0.5),
     "a single row": ([4.0], [4.0], np.nan),
     "a sum beyond float32": ([0, 3e38, 3e38], [0, 0, 0], np.nan),
