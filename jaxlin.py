@@ -375,10 +375,10 @@ def fit_many(
     params, losses = jax.vmap(train, axes)(keys, X, y, learning_rate, params)
     # Still while tracing: s rates may be meant for the steps, or for the models.
     shape = getattr(learning_rate, "shape", None)
-    unclear = axes[3] is None and shape == losses.shape[:1]
+    clear = num_steps is not None or axes[3] is not None or shape != losses.shape[:1]
     advice = f"One for each model: in_axes={(*axes[:3], 0, *in_axes[4:])}."
     wanted = "be given where there are as many shared rates as models"
-    _check(num_steps is not None or not unclear, "num_steps", wanted, None, advice)
+    _check(clear, "num_steps", wanted, num_steps, advice)
     return params, losses
 
 
@@ -453,9 +453,9 @@ def _five_axes(in_axes: Any, keys: jax.Array, rates: Any, params: Params) -> Any
     rbg = not one and "rbg" in str(jax.random.key_impl(keys))
     advice = 'jax.random.key(seed, impl="threefry2x32") makes others.'
     _check(not rbg, "keys", "not be rbg, which may draw alike", keys, advice, TypeError)
-    one = rate_axis is not None and getattr(rates, "shape", None) == ()
+    many = rate_axis is None or getattr(rates, "shape", None) != ()
     advice = "One for all has None in in_axes."
-    _check(not one, "learning_rate", "be many", "one rate", advice)
+    _check(many, "learning_rate", "be many", "one rate", advice)
     if params_axis == 0:
         # Of a scalar this is ().
         sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
@@ -518,9 +518,8 @@ def _to_jax(name: str, value: Any) -> Any:
         value = _to_python(name, value)
         _check_size(name, value, 0, 2**32 - 1)
         return np.uint32(value)
-    if name in ("loss", "step"):
-        got = "" if callable(value) else repr(value)
-        _check(not got, name, "be a function", got, kind=TypeError)
+    if name in ("loss", "step") and not callable(value):
+        _check(False, name, "be a function", repr(value), kind=TypeError)
     ready = all(isinstance(leaf, JAX_ARRAY) for leaf in jax.tree.leaves(value))
     return value if ready else jax.tree.map(_to_leaf, value)
 

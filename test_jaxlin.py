@@ -70,9 +70,8 @@ def kept_programs(request, tmp_path_factory):
         kept = request.config.cache.mkdir("jax")
         folder = kept if os.access(kept, os.W_OK) else folder
     found = "taken from the last run" if any(folder.iterdir()) else "compiled and kept"
-    with request.config.pluginmanager.get_plugin(
-        "capturemanager"
-    ).global_and_fixture_disabled():
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled():
         print(f"\nThe laws, and beside them the pages' scripts; programs are {found}.")
     # Nothing else removes programs that no test compiles any more.
     if sum(file.stat().st_size for file in folder.rglob("*")) > 2**28:
@@ -288,7 +287,8 @@ def test_the_front_reads_from_init_params_to_fit_many_without_a_detour():
 X3, Y3 = np.arange(20, dtype="f4").reshape(10, 2), np.arange(10, dtype="f4")
 PARAMS = {"w": np.ones(2, "f4"), "b": np.float32(0)}
 KEY_EACH = (0, None, None, None, None)  # in_axes of models that start alike
-RATE_EACH = (None, None, None, 0)  # of models with one key
+RATES = (0, None, None, 0)  # of models with rates of their own
+ONE_KEY = (None, None, None, 0)  # of those with one key for all
 
 
 def frame(array):
@@ -352,8 +352,7 @@ def test_door_takes_legacy_keys():
 
 def test_lists_are_tuples_and_the_integers_of_numpy_and_jax_are_sizes():
     sizes = {"num_steps": np.int64(3), "batch_size": jnp.int32(4)}
-    axes = [0, None, None, 0]
-    _, losses = fit_many(keys(2), X3, Y3, np.ones(2), in_axes=axes, **sizes)
+    _, losses = fit_many(keys(2), X3, Y3, np.ones(2), in_axes=[*RATES], **sizes)
     assert losses.shape == (2, 3)
     params = init_params(key(), np.array(2), target_shape=[np.int8(3)])
     assert params["w"].shape == (2, 3)
@@ -368,7 +367,7 @@ CALLS = {
     "sample_batch": lambda k, X, y: jaxlin.sample_batch(k, X, y, 10),
     "step": lambda k, X, y: step(PARAMS, X, y, 0.1),
     "fit": lambda k, X, y: fit(k, X, y, 0.1, num_steps=1, params=PARAMS),
-    "fit_many": lambda k, X, y: fit_many(k, X, y, np.ones((2, 1)), in_axes=RATE_EACH),
+    "fit_many": lambda k, X, y: fit_many(k, X, y, np.ones((2, 1)), in_axes=ONE_KEY),
 }
 
 
@@ -382,7 +381,8 @@ def test_each_function_compiles_once(name):
         CALLS[name](other, X + 1, y + 1)
 
 
-@pytest.mark.parametrize("name", ["r2_score", "sample_batch", "step"])
+# fit_many calls those that are left out here.
+@pytest.mark.parametrize("name", ["predict", "rmse", "r2_score", "fit_many"])
 def test_each_function_works_without_jit(name):
     X, y = data(n=43, d=2)
     expected = CALLS[name](key(1), X, y)
@@ -390,7 +390,7 @@ def test_each_function_works_without_jit(name):
         assert_close(CALLS[name](key(1), X, y), expected)
 
 
-@pytest.mark.parametrize("name", ["init_params", "sample_batch", "fit"])
+@pytest.mark.parametrize("name", ["init_params", "sample_batch", "fit", "fit_many"])
 def test_each_function_consumes_its_key(name):
     k = key(5)
     with jax.debug_key_reuse(True):
@@ -545,6 +545,20 @@ def problems(draw, *kinds):
     scale = {"tiny": 1e-100, "huge": 1e100}.get(kind, 1.0)
     y = X @ w + b + noise
     return {"w": jnp.array(w * scale), "b": jnp.array(b * scale)}, X, y * scale
+
+
+rmse_and_slopes = jax.jit(jax.value_and_grad(rmse))
+
+
+@given(problem=problems("tiny", "huge"))
+def test_rmse_and_its_gradient_are_the_closed_forms(x64, problem):
+    params, X, y = problem
+    residuals, n = numpy_residuals(*problem), len(y)
+    size = np.sqrt(np.mean(residuals**2))
+    value, gradient = rmse_and_slopes(params, X, y)
+    assert_close(value, size, 1e-12, 0)
+    assert_close(gradient["w"], X.T @ (residuals / size) / n, 1e-10, 1e-12)
+    assert_close(gradient["b"], np.mean(residuals / size), 1e-10, 1e-12)
 
 
 def slopes(function, x, h):
@@ -806,7 +820,7 @@ def test_what_a_schedule_holds_is_data_with_a_gradient():
     with compiles(1):
         for first in firsts:
             rates_of(key(), learning_rate=Partial(decay, first), num_steps=6)
-    options = {"params": np.zeros(3), "step": rate_of, "in_axes": RATE_EACH}
+    options = {"params": np.zeros(3), "step": rate_of, "in_axes": ONE_KEY}
     _, mapped = fit_many(key(), X3, Y3, Partial(decay, firsts), num_steps=5, **options)
     assert_close(mapped, firsts[:, None] / (1 + np.arange(5)))
 
@@ -826,7 +840,7 @@ def test_there_are_as_many_steps_as_rates_or_a_thousand(rates, steps):
 
 
 def test_a_rate_for_each_model_is_a_thousand_steps():
-    train = functools.partial(fit_many, in_axes=(0, None, None, 0))
+    train = functools.partial(fit_many, in_axes=RATES)
     assert jax.eval_shape(train, keys(3), X3, Y3, np.ones(3))[1].shape == (3, 1000)
 
 
@@ -891,6 +905,31 @@ def test_gradient_through_fit_is_the_finite_difference(x64, problem, seed):
     assert_close(reverse, forward, 1e-8, 1e-8)
 
 
+@jax.jit
+def slopes_in_rate(rate, X):
+    """Of the loss after three steps on single rows, from zeros, by 20 keys."""
+
+    def last_losses(rate):
+        start = {"w": np.zeros((20, 4)), "b": np.zeros(20)}
+        options = {"num_steps": 3, "batch_size": 1, "params": start}
+        params, _ = fit_many(keys(20), X, np.ones(4), rate, **options)
+        return jax.vmap(rmse, (0, None, None))(params, X, np.ones(4))
+
+    return jax.jacrev(last_losses)(rate), jax.jacfwd(last_losses)(rate)
+
+
+# Four rows that are one, and four of which none tells of another.
+@pytest.mark.parametrize("X", [np.eye(4)[[0] * 4], np.eye(4)], ids=["one", "four"])
+def test_derivatives_are_finite_and_of_both_modes_where_steps_end_at_exact_fits(X):
+    # A step of 0.5 in w and in b fits its row exactly.
+    X = jnp.asarray(X, "f4")
+    reverse, forward = slopes_in_rate(jnp.float32(0.5), X)
+    assert np.all(np.isfinite(reverse))
+    assert_close(forward, reverse)
+    if X[1, 1] == 0:  # three steps of 0.1 take 0.6 off
+        assert_close(slopes_in_rate(jnp.float32(0.1), X), 2 * [np.full(20, -6.0)])
+
+
 # What a loss or a step holds is data.
 
 
@@ -945,7 +984,7 @@ def test_the_step_of_the_page_is_the_optimiser_of_optax(as_a_user):
     assert_close(*both({"w": jnp.ones(3), "b": jnp.ones(())}))
 
 
-@pytest.mark.parametrize("train", [fit, functools.partial(fit_many, in_axes=RATE_EACH)])
+@pytest.mark.parametrize("train", [fit, functools.partial(fit_many, in_axes=ONE_KEY)])
 def test_the_program_of_fit_is_one_scan(train):
     train = functools.partial(train, num_steps=17, batch_size=4)
     program = str(jax.make_jaxpr(train)(key(), X3, Y3, np.ones(17)))
@@ -1019,7 +1058,7 @@ def test_moments_of_sgd_are_exact(n, d, m, rate):
     products = z[:, :, None] * z[:, None, :]
     # 5 standard errors of a mean over s models; 1e-4 for the float32 of 12 steps.
     bound = 5 * products.std(0) / s**0.5 + 1e-4 * np.abs(moments)
-    np.testing.assert_array_less(np.abs(products.mean(0) - moments), bound + 1e-9)
+    np.testing.assert_array_less(np.abs(products.mean(0) - moments), bound)
 
 
 def test_a_small_world_ends_at_each_of_its_81_points_equally_often():
@@ -1151,7 +1190,7 @@ def test_training_goes_on_on_its_mesh_under_set_mesh_too():
 
 @explicit_keys
 def test_rates_on_explicit_axes_are_mapped():
-    train = functools.partial(fit_many, key(), *data(), in_axes=RATE_EACH, num_steps=9)
+    train = functools.partial(fit_many, key(), *data(), in_axes=ONE_KEY, num_steps=9)
     assert_same_when_split(train, np.linspace(0.1, 0.8, 8), "Explicit")
 
 
@@ -1210,8 +1249,7 @@ HASHLESS = type("Hashless", (), {"__call__": rmse, "__hash__": None})()
 MASKED = np.ma.array([1e3, 1], mask=[True, False])
 RBG = jax.random.key(0, impl="rbg")
 HELD_MASK, OFFSET = Partial(shrunk, MASKED), Partial(guide.offset, mse)
-RATES, OF_ONE = (0, None, None, 0), {"in_axes": RATE_EACH, "params": PARAMS}
-
+OF_ONE = {"in_axes": ONE_KEY, "params": PARAMS}
 MORE_RATES = "learning_rate|(5,)|(10,)|rates[start:start + num_steps]"
 
 
@@ -1259,7 +1297,7 @@ VALUE_ERRORS = {
     "one rate": (lambda k: train_3(k, axes=RATES), "learning_rate|many|one rate"),
     "keys": (lambda k: train(jax.random.split(k, 3)), "key|be one|(3,)|fit_many"),
     "one key": (lambda k: fit_many(k, X3, Y3, 1), "keys|many|one key|split(key, s)"),
-    "key for all": (lambda k: train_3(k, axes=RATE_EACH), "keys|be one|(3,)"),
+    "key for all": (lambda k: train_3(k, axes=ONE_KEY), "keys|be one|(3,)"),
     "start below 0": (lambda k: train(k, start=-1), "start|0..|-1"),
     "start beyond": (lambda k: train(k, start=2**32), "start|4294967295|4294967296"),
     "traced starts": (traced("start", np.arange(3)), "start|(3,)"),
@@ -1710,9 +1748,9 @@ def test_bootstrap_intervals_cover_the_truth_and_seed_intervals_do_not():
     def many(key, X, y):
         return jax.vmap(both, (0, None, None))(jax.random.split(key, 100), X, y)
 
-    ends = over_data_sets(many, 100, 100)
+    ends = over_data_sets(many, 200, 100)
     resampled, seeds = coverage(*np.percentile(ends, [2.5, 97.5], axis=1))
-    assert np.all((resampled > 0.88) & (resampled < 0.99)), resampled
+    assert np.all((resampled > 0.91) & (resampled < 0.98)), resampled
     assert np.all(seeds < 0.5), seeds
 
 
@@ -1827,25 +1865,25 @@ def test_a_killed_rank_ends_the_other_in_processes(awaited):
 
 
 def run_on_a_memory_map(folder):
-    """What it prints of a file and of one five times as long; last its peak memory."""
+    """Peaks of memory, and chunks, of a file and of one 13 times as long."""
     # ru_maxrss would start from the peak of this process, which the child inherits.
     script = script_of(GUIDE, "mmap_mode")
     script += 'print(*(s for s in open("/proc/self/status") if "VmHWM" in s), end="")\n'
     rows, found = np.random.default_rng(0).normal(size=(300_000, 17)), []
-    for copies in (1, 5):
+    for copies in (1, 13):
         np.save(folder / "rows.npy", np.tile(rows.astype(np.float32), (copies, 1)))
-        found.append(run_python(folder, "-c", script).split())
+        *chunks, peak = run_python(folder, "-c", script).splitlines()
+        found.append((1024 * int(peak.split()[1]), chunks))
     return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.awaits(script=run_on_a_memory_map)
 def test_fit_on_a_memory_mapped_file_needs_memory_for_one_chunk_only(awaited):
-    short, long = awaited
-    *_, last_loss, _, peak, _ = long  # "VmHWM: ... kB" after it
-    assert float(last_loss) < 1.1  # y is noise of deviation 1
-    more = 1024 * (int(peak) - int(short[-2]))
-    assert more < 3 * 300_000 * 17 * 4  # three quarters of the rows that came
+    (short_peak, short), (long_peak, long) = awaited
+    assert (len(short), len(long)) == (6, 78)
+    assert float(long[-1].split()[-1]) < 1.1  # y is noise of deviation 1
+    assert long_peak - short_peak < 3 * 300_000 * 17 * 4  # a quarter of what came
 
 
 def kill_twice_and_resume(folder):
